@@ -1,0 +1,30 @@
+# make train [ARGS="model=unet sampler=ddim schedule=linear"] | make evaluate ARGS="checkpoint=<run>" | make test | make test-all
+PYTHON ?= python3
+BIN = .venv/bin
+READY = .venv/ready
+.PHONY: train evaluate test test-all lint clean
+
+train: $(READY)
+	$(BIN)/python train.py $(ARGS)
+
+evaluate: $(READY)
+	$(BIN)/python evaluate.py $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: lint
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "anysigma needs Python 3.11 or newer; make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $(READY)
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,5 @@
+"""anysigma: train once with L_γ, sample with any σ."""
+
+from anysigma.torchvision_cure import cure
+
+cure()

@@ -1,0 +1,123 @@
+"""Images as batches: uint8 until the device, [-1, 1] after it, in an order that is a function of (seed, images seen)."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from typing import Protocol
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from anysigma.data.images import from_uint8
+from anysigma.noise import stream
+
+
+class ImageSource(Protocol):
+    """A data set: two uint8 tensors `[N, C, H, W]`."""
+
+    grey_levels: int
+
+    @property
+    def train(self) -> Tensor: ...
+
+    @property
+    def held_out(self) -> Tensor: ...
+
+
+class Order:
+    """A batch sampler without state: batch i of rank r holds the positions (i·W + r)·B … of an endless stream.
+
+    Position p of the stream is entry p % N of the p // N-th permutation, which is a function of (seed, p // N).
+    So a resumed run sees what the uninterrupted one would have seen, and W processes see what one process of
+    batch W·B would. `total` batches make the run; iteration starts at batch `start`.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, total: int, start: int = 0, rank: int = 0, world: int = 1):
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.total, self.start, self.rank, self.world = total, start, rank, world
+        self._permutation = lru_cache(2)(lambda epoch: torch.randperm(n, generator=stream(seed, epoch)).tolist())
+
+    def batch(self, i: int) -> list[int]:
+        """Indices of batch i of this rank."""
+        first = (i * self.world + self.rank) * self.batch_size
+        return [self._permutation(p // self.n)[p % self.n] for p in range(first, first + self.batch_size)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(self.batch, range(self.start, self.total))
+
+    def __len__(self) -> int:
+        return self.total
+
+
+class Indices(torch.utils.data.Dataset):
+    """A batch of indices is the batch: the images already lie on the device."""
+
+    def __init__(self, n: int):
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        return torch.tensor(indices)
+
+
+class ImageDataModule(LightningDataModule):
+    """float32 batches `[B, C, H, W]` in [-1, 1] of one `ImageSource`.
+
+    `shape`: (C, H, W) as the YAML declares it; the source is held to it (ValueError). `batch_size`: images a process
+    and micro-step. The images stay on the device as uint8 and only indices travel.
+    """
+
+    def __init__(self, source: ImageSource, shape: Sequence[int], batch_size: int, seed: int):
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size={batch_size}: at least 1 image is needed")
+        self.source, self.shape, self.batch_size, self.seed = source, tuple(shape), batch_size, seed
+        self._on_device: Tensor | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load and verify."""
+        for split in (self.train, self.held_out):
+            if tuple(split.shape[1:]) != self.shape or split.dtype != torch.uint8:
+                raise ValueError(f"data.shape={list(self.shape)}, but the images are {split.dtype} {list(split.shape[1:])}")
+
+    @property
+    def train(self) -> Tensor:
+        """Training images, uint8 `[N, C, H, W]`."""
+        return self.source.train
+
+    @property
+    def held_out(self) -> Tensor:
+        """Held-out images, uint8 `[M, C, H, W]`."""
+        return self.source.held_out
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits of the sha256 over both splits."""
+        digest = hashlib.sha256(repr((tuple(self.train.shape), tuple(self.held_out.shape))).encode())
+        for split in (self.train, self.held_out):
+            digest.update(split.contiguous().numpy())
+        return digest.hexdigest()[:16]
+
+    def train_dataloader(self) -> DataLoader:
+        """One epoch of max_steps · accumulation batches, starting after those that the trainer has already drawn."""
+        trainer = self.trainer
+        order = Order(
+            len(self.train),
+            self.batch_size,
+            self.seed,
+            total=trainer.max_steps * trainer.accumulate_grad_batches,
+            start=trainer.fit_loop.epoch_loop.batch_progress.total.ready,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
+        return DataLoader(Indices(len(self.train)), batch_sampler=order, collate_fn=lambda batch: batch)
+
+    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
+        """Indices on the device → images on the device."""
+        if self._on_device is None or self._on_device.device != batch.device:
+            self._on_device = self.train.to(batch.device)
+        return from_uint8(self._on_device[batch])

@@ -1,0 +1,45 @@
+"""Runs as they lie on disk: which are there, how far they came, what they found."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from anysigma.checkpoint import read
+from anysigma.studies.base import read_results
+
+RUNS = Path("logs/train")
+
+
+def refuse_if_not_empty(folder: Path) -> None:
+    """Raises ValueError where the folder already holds a run."""
+    if (folder / "checkpoints").exists() or (folder / "metrics.csv").exists():
+        raise ValueError(f"resume=never, but {folder} already holds a run; run=NAME starts another")
+
+
+def finished(folder: Path, max_steps: int) -> str | None:
+    """The result of a run that has come to `max_steps`, with the way to another; None where it has not."""
+    path = folder / "results.json"
+    if not path.exists():
+        return None
+    results = read_results(path)
+    if results["step"] < max_steps:
+        return None
+    lines = [*results["lines"], *results["pictures"], f"folder   {folder}"]
+    return "\n".join([
+        f"\nfinished at step {results['step']}", *lines,
+        f"look     python evaluate.py checkpoint={folder.name} sampler=ddim sampler.steps=20",
+        "another  change one word (sampler=ddpm schedule=linear seed=1), or go further: trainer.max_steps=N",
+    ])  # fmt: skip
+
+
+def listing(runs: Path = RUNS) -> Iterator[str]:
+    """One line a run that has a checkpoint: name, step, result."""
+    for path in sorted(runs.glob("**/checkpoints/last.ckpt")):
+        folder = path.parent.parent
+        try:
+            step = read(path)["step"]
+        except ValueError as error:
+            yield f"{folder.relative_to(runs)}  {error}"
+            continue
+        results = folder / "results.json"
+        lines = read_results(results)["lines"] if results.exists() else ["not finished"]
+        yield f"{folder.relative_to(runs)}  step {step}  {'; '.join(lines)}"

@@ -1,0 +1,58 @@
+"""τ rules: which S of the T steps a sampler visits. Every rule returns a rising list in 1..T of length S."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class TauRule(Protocol):
+    """(S, T) → τ, rising, in 1..T, of length S (an explicit list brings its own S)."""
+
+    def __call__(self, S: int, T: int) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """τ_i = 1 + ⌊i·T/S⌋, i = 0..S-1 (DDIM appendix D.2, linear; the official grid where S divides T)."""
+
+    def __call__(self, S: int, T: int) -> list[int]:
+        """Starts at 1 and ends T/S before T."""
+        return [1 + i * T // S for i in range(S)]
+
+
+@dataclass(frozen=True)
+class Trailing:
+    """τ_i = round((i+1)·T/S), i = 0..S-1: ends at T, so that sampling starts where the signal is weakest."""
+
+    def __call__(self, S: int, T: int) -> list[int]:
+        """Halves are rounded up."""
+        return [(2 * (i + 1) * T + S) // (2 * S) for i in range(S)]
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """A list written by hand, rising or falling; a 0 at its end (the slides' 10 → 8 → … → 0) is s = 0 and dropped.
+
+    Raises ValueError where it is not monotone or leaves 1..T.
+    """
+
+    values: tuple[int, ...]
+
+    def __post_init__(self):
+        values = list(self.values)
+        rising = sorted(values)
+        if not values or values not in (rising, rising[::-1]):
+            raise ValueError(f"tau={values}: an explicit τ must be a rising or a falling list of steps")
+
+    def __call__(self, S: int | None, T: int) -> list[int]:
+        """The list itself, rising; S is ignored."""
+        rising = sorted(self.values)
+        steps = rising[1:] if rising[0] == 0 else rising
+        if not steps or steps[0] < 1 or steps[-1] > T:
+            raise ValueError(f"tau={list(self.values)}: every step must lie in 1..{T}")
+        return steps
+
+
+def tau_rule(tau: TauRule | Sequence[int]) -> TauRule:
+    """A rule as it is; a list becomes `Explicit`."""
+    return Explicit(tuple(int(t) for t in tau)) if isinstance(tau, Sequence) else tau

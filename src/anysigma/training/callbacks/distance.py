@@ -1,0 +1,31 @@
+"""The distance to real images every N steps, from the averaged weights."""
+
+from lightning.pytorch import LightningModule, Trainer
+
+from anysigma.data.images import to_uint8
+from anysigma.distributed import my_share, rank_and_world
+from anysigma.metrics.fidelity import Features, Monitor
+from anysigma.samplers.base import Sampler
+from anysigma.training.callbacks.base import Periodic, report
+
+
+class Distance(Periodic):
+    """Logs distance/fd_<features> of `n` generated images against the training images, every `every` steps.
+
+    Every rank makes and measures its share. Small n is biased upward: the figure is for watching, within one run.
+    """
+
+    def __init__(self, every: int, n: int, sampler: Sampler, features: Features):
+        super().__init__(every)
+        self.n, self.sampler, self.features = n, sampler, features
+        self._monitor: Monitor | None = None
+
+    def act(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._monitor is None:
+            self._monitor = Monitor(self.features, module.shape, module.device)
+            rank, world = rank_and_world()
+            self._monitor.update(trainer.datamodule.train[rank::world], real=True)
+        ks = my_share(range(self.n), module.block)
+        if ks:
+            self._monitor.update(to_uint8(module.sample(ks, self.sampler)), real=False)
+        report(trainer, {f"distance/fd_{self.features.name}": self._monitor.compute()})

@@ -1,0 +1,27 @@
+"""A grid of images every N steps, from the same seeds each time: one sees them form."""
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+
+from anysigma.data.images import to_uint8
+from anysigma.distributed import gathered, my_share
+from anysigma.pictures import grid, save_png
+from anysigma.samplers.base import Sampler
+from anysigma.training.callbacks.base import Periodic, report_image
+
+
+class Grid(Periodic):
+    """`n` images by `sampler` from the averaged weights, every `every` steps, as samples/step-<step>.png."""
+
+    def __init__(self, every: int, n: int, sampler: Sampler):
+        super().__init__(every)
+        self.n, self.sampler = n, sampler
+
+    def act(self, trainer: Trainer, module: LightningModule) -> None:
+        ks = my_share(range(self.n), module.block)
+        images = gathered(ks, to_uint8(module.sample(ks, self.sampler)))
+        if trainer.is_global_zero:
+            picture = grid(images)
+            save_png(picture, Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:07d}.png")
+            report_image(trainer, "samples/grid", picture)

@@ -1,0 +1,155 @@
+"""A training run from its objects to its result."""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+
+from anysigma.checkpoint import read
+from anysigma.data.datamodule import ImageDataModule
+from anysigma.distributed import rank_and_world
+from anysigma.hardware import Hardware
+from anysigma.metrics.features import NoFeatures
+from anysigma.metrics.fidelity import Features
+from anysigma.pictures import save_png
+from anysigma.studies.base import Model, Result, Study, write_results
+from anysigma.training.callbacks.last import Last
+from anysigma.training.checkpoint_io import AtomicCheckpointIO
+from anysigma.training.loggers import MetricsCSV
+from anysigma.training.module import DiffusionModule
+
+# What Lightning says about things that are as they should be here.
+SILENCED = (
+    ".*does not have many workers.*",
+    ".*your dataloader is not resumable.*",
+    ".*dataloader is not resumable.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*`enable_checkpointing.*",
+    ".*lr_scheduler.step.*before.*optimizer.step.*",
+)
+
+
+class TrainingJob:
+    """Everything one run needs. `features`, `loggers`, `trainer` and callbacks that measure are factories.
+
+    They wait for what only the run knows: its folder, the one feature network, the hardware as settled.
+    """
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        module: DiffusionModule,
+        data: ImageDataModule,
+        features: Callable[[], Features],
+        callbacks: Mapping[str, Callback | partial],
+        loggers: Mapping[str, Callable[..., Logger]],
+        trainer: Callable[..., Trainer],
+        study: Study,
+    ):
+        self.hardware, self.module, self.data, self.features = hardware, module, data, features
+        self.callbacks, self.loggers, self.trainer = callbacks, loggers, trainer
+        self.study = study
+
+    def run(self, folder: Path, config: dict[str, Any]) -> int:
+        """Train (or go on), measure, write; returns the process's exit code."""
+        quieten()
+        self.data.setup()
+        features = self._features()
+        parameters = sum(p.numel() for p in self.module.denoiser.parameters())
+        hardware = self.hardware.resolved(self.data.shape, parameters)
+        config = {**config, "hardware": {**config["hardware"], **asdict(hardware)}}
+        for denoiser in (self.module.denoiser, self.module.ema):
+            hardware.apply(denoiser.network)
+        loggers = [logger(folder=folder, config=config) for logger in self.loggers.values()]
+        trainer = self._trainer(folder, config, hardware, features, loggers)
+        say(
+            f"{parameters / 1e6:.2f} M parameters, {len(self.data.train)} images, {hardware.accelerator}, {hardware.precision}"
+        )
+        code = 1
+        try:
+            code = self._run(trainer, folder, features)
+        finally:
+            for logger in loggers:
+                if hasattr(logger, "finish"):
+                    logger.finish(code)
+        return code
+
+    def _run(self, trainer: Trainer, folder: Path, features: Features | None) -> int:
+        last = folder / "checkpoints" / "last.ckpt"
+        resumed = read(last)["step"] if last.exists() else 0
+        if last.exists():
+            say(f"going on from step {resumed} of {trainer.max_steps}")
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.cut_back(resumed)
+        if resumed < trainer.max_steps:
+            trainer.fit(self.module, datamodule=self.data, ckpt_path=last if last.exists() else None)
+            signal = next(c for c in trainer.callbacks if isinstance(c, Last)).stopped_by
+            if signal is not None:
+                say(f"stopped at step {trainer.global_step} and saved; the same command goes on from there: {folder}")
+                return 128 + signal
+        else:
+            from anysigma.checkpoint import load_weights
+
+            load_weights(self.module.ema, read(last))
+        return self._finish(trainer, folder, features, max(trainer.global_step, resumed))
+
+    def _finish(self, trainer: Trainer, folder: Path, features: Features | None, step: int) -> int:
+        ema = self.module.ema.to(trainer.strategy.root_device)
+        card = {"weights": f"ema {ema.decay}", "step": step, "precision": trainer.precision}
+        model = Model(ema, self.data.shape, card)
+        result = self.study.run(model, self.module.sampler, self.data, features, folder)
+        if rank_and_world()[0] == 0:
+            self._write(trainer, folder, result, step)
+        return 0
+
+    def _write(self, trainer: Trainer, folder: Path, result: Result, step: int) -> None:
+        paths = [save_png(picture, folder / "samples" / f"{name}.png") for name, picture in result.pictures.items()]
+        for logger in trainer.loggers:
+            logger.log_metrics({f"final/{row['metric']}": row["value"] for row in result.rows}, step=step)
+            if hasattr(logger, "log_final"):
+                logger.log_final(result)
+        write_results(folder / "results.json", [result], step=step, lines=result.lines, pictures=[str(p) for p in paths])
+
+    def _features(self) -> Features | None:
+        try:
+            return self.features()
+        except (NoFeatures, FileNotFoundError) as error:
+            say(f"no distance: {error}")
+            return None
+
+    def _trainer(
+        self, folder: Path, config: dict, hardware: Hardware, features: Features | None, loggers: list[Logger]
+    ) -> Trainer:
+        measures = {name: c for name, c in self.callbacks.items() if isinstance(c, partial)}
+        callbacks = [c for name, c in self.callbacks.items() if name not in measures]
+        if features is not None:
+            callbacks += [c(features=features) for c in measures.values()]
+        per_step = self.data.batch_size * self.trainer.keywords.get("accumulate_grad_batches", 1)
+        trainer = self.trainer(
+            **hardware.lightning(), callbacks=callbacks, logger=loggers, default_root_dir=folder, max_epochs=1,
+            use_distributed_sampler=False, enable_model_summary=False, num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO(config, per_step * trainer.world_size)
+        return trainer
+
+
+def say(line: str) -> None:
+    """One line, once, whatever the number of processes."""
+    if rank_and_world()[0] == 0:
+        print(line, flush=True)
+
+
+def quieten() -> None:
+    """Leave only what a person can act on."""
+    for pattern in SILENCED:
+        warnings.filterwarnings("ignore", pattern)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)

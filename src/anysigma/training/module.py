@@ -1,0 +1,69 @@
+"""Training as Lightning sees it."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from anysigma.denoiser import Denoiser
+from anysigma.noise import stream, stream_seed
+from anysigma.objective import LGamma
+from anysigma.samplers.base import Sampler, generate
+from anysigma.training.ema import EMA
+
+
+class DiffusionModule(LightningModule):
+    """The ε network under L_γ, with the moving average that is sampled from.
+
+    `optimizer`: parameters → optimiser; `ema`: denoiser → EMA; `warmup`: steps over which the learning rate rises
+    linearly from 0; `seed`: t, ε and dropout of micro-step i on rank r are a function of (seed, r, i) alone;
+    `block`: images sampled at once.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        denoiser: Denoiser,
+        objective: LGamma,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        ema: Callable[[Denoiser], EMA],
+        shape: Sequence[int],
+        warmup: int,
+        seed: int,
+        block: int,
+    ):
+        super().__init__()
+        sampler.pairs(denoiser.process.T)  # refuses S > T before anything is loaded
+        self.denoiser, self.objective, self.sampler, self.optimizer = denoiser, objective, sampler, optimizer
+        self.ema = ema(denoiser)
+        self.shape, self.warmup, self.seed, self.block = tuple(shape), warmup, seed, block
+
+    def training_step(self, x_0: Tensor, batch_idx: int) -> Tensor:
+        """An estimate of L_γ/(T·d) on one micro-batch."""
+        key = (self.seed, self.global_rank, batch_idx)
+        torch.manual_seed(stream_seed(*key))  # dropout
+        generator = stream(*key, device=self.device)
+        t, weight = self.objective.draw_t(len(x_0), self.denoiser.process.T, generator)
+        eps = torch.randn(x_0.shape, generator=generator, device=self.device)
+        loss = (weight * self.objective(self.denoiser, x_0, t, eps)).mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> dict:
+        """The optimiser over the trained weights alone, with a linear warm-up."""
+        optimizer = self.optimizer(self.denoiser.parameters())
+        warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / max(1, self.warmup)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
+        """One optimiser step and, right after it, one step of the average."""
+        k = self.global_step
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.ema.update(self.denoiser, k)
+
+    def sample(self, ks: Sequence[int], sampler: Sampler | None = None, seed: int = 0) -> Tensor:
+        """Images k in `ks`, `[n, C, H, W]` about [-1, 1], from the averaged weights."""
+        with self.trainer.precision_plugin.forward_context():
+            blocks = generate(self.ema, sampler or self.sampler, ks, self.shape, seed=seed, block=self.block)
+            return torch.cat([x_0.float() for _, x_0 in blocks])
