@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-import anysigma  # noqa: F401  first: it makes torch and torchvision meet
 import hydra
 from omegaconf import DictConfig
 
+import anysigma  # noqa: F401  first: it makes torch and torchvision meet
 from anysigma.cli import entry, task
 from anysigma.config import build, check_train, output_folder, plain, register
 from anysigma.runs import finished, refuse_if_not_empty

@@ -56,11 +56,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def load_weights(denoiser: Denoiser, checkpoint: dict[str, Any], weights: str = "ema") -> Denoiser:
-    """The denoiser with one of the two sets of a checkpoint, `ema` or `denoiser`, in evaluation mode.
+    """The denoiser with one of the two sets of a checkpoint, `ema` or `raw`, in evaluation mode.
 
     Raises ValueError where the file holds another network than its config describes.
     """
-    prefix = weights + "."
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights={weights}: ema (the moving average) or raw (as trained)")
+    prefix = "ema." if weights == "ema" else "denoiser."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     try:
         denoiser.load_state_dict(state, strict=True)

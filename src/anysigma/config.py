@@ -69,17 +69,16 @@ class EvaluateConfig:
     checkpoint: str | None = None
     which: str = MISSING
     weights: str = MISSING
-    seed: int = MISSING
-    block: int = MISSING
+    debug: bool = MISSING
+    data: DataOverrides = MISSING
     n: int | None = None
     sets: int = MISSING
+    seed: int = MISSING
     save: str | None = None
-    job: Any = MISSING
     sampler: Any = MISSING
     study: Any = MISSING
-    hardware: Any = MISSING
     features: Any = None
-    data: DataOverrides = MISSING
+    hardware: Any = MISSING
 
 
 class ConfigError(ValueError):
@@ -134,6 +133,19 @@ def study_name(*, _root_: DictConfig) -> str:
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config resolved, as plain types: what a checkpoint stores."""
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def stored_data(config: dict[str, Any], overrides: DictConfig) -> dict[str, Any]:
+    """A stored config's data node with what an evaluation may change: root, batch size, workers."""
+    node = dict(config["data"])
+    for name, value in overrides.items():
+        if value is not None and name == "root" and "root" in node["source"]:
+            node["source"] = {**node["source"], "root": value}
+        elif value is not None and name in node:
+            node[name] = value
+        elif value is not None:
+            raise ConfigError(f"data.{name}={value}: the run's data has no such setting")
+    return node
 
 
 def output_folder() -> str:

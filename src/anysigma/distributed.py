@@ -20,7 +20,7 @@ def my_share(ks: Sequence[int], block: int) -> list[int]:
 
 def gathered(ks: Sequence[int], images: Tensor) -> Tensor:
     """All ranks' uint8 images `[n, …]` on the CPU, in the order of their numbers, on every rank."""
-    rank, world = rank_and_world()
+    _, world = rank_and_world()
     pieces = [(list(ks), images.cpu())]
     if world > 1:
         pieces = [None] * world

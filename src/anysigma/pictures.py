@@ -33,6 +33,12 @@ def rgb(images: Tensor) -> Tensor:
     return torch.cat([images, torch.zeros_like(images[:, :1])], 1) if C == 2 else images[:, :3]
 
 
+def shown(path: Path | str) -> str:
+    """A path as a person would type it: relative to where they stand, if it lies below."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def save_png(picture: np.ndarray, path: Path) -> Path:
     """Write and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)

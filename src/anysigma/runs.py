@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from anysigma.checkpoint import read
+from anysigma.pictures import shown
 from anysigma.studies.base import read_results
 
 RUNS = Path("logs/train")
@@ -23,7 +24,7 @@ def finished(folder: Path, max_steps: int) -> str | None:
     results = read_results(path)
     if results["step"] < max_steps:
         return None
-    lines = [*results["lines"], *results["pictures"], f"folder   {folder}"]
+    lines = [*results["lines"], *map(shown, results["pictures"]), f"folder   {shown(folder)}"]
     return "\n".join([
         f"\nfinished at step {results['step']}", *lines,
         f"look     python evaluate.py checkpoint={folder.name} sampler=ddim sampler.steps=20",
@@ -31,10 +32,13 @@ def finished(folder: Path, max_steps: int) -> str | None:
     ])  # fmt: skip
 
 
-def listing(runs: Path = RUNS) -> Iterator[str]:
-    """One line a run that has a checkpoint: name, step, result."""
+def listing(runs: Path = RUNS, *, names: bool = False) -> Iterator[str]:
+    """One line a run that has a checkpoint: name, step, result; or the names alone."""
     for path in sorted(runs.glob("**/checkpoints/last.ckpt")):
         folder = path.parent.parent
+        if names:
+            yield str(folder.relative_to(runs))
+            continue
         try:
             step = read(path)["step"]
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Fréchet distances: reported through torch-fidelity, monitored through torchmetrics, in features named for what they are."""
+"""Fréchet distances: reported by torch-fidelity, monitored by torchmetrics, in features named for what they are."""
 
 import hashlib
 import json

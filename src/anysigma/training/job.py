@@ -11,13 +11,13 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
-from anysigma.checkpoint import read
+from anysigma.checkpoint import load_weights, read
 from anysigma.data.datamodule import ImageDataModule
 from anysigma.distributed import rank_and_world
 from anysigma.hardware import Hardware
 from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
-from anysigma.pictures import save_png
+from anysigma.pictures import save_png, shown
 from anysigma.studies.base import Model, Result, Study, write_results
 from anysigma.training.callbacks.last import Last
 from anysigma.training.checkpoint_io import AtomicCheckpointIO
@@ -26,6 +26,7 @@ from anysigma.training.module import DiffusionModule
 
 # What Lightning says about things that are as they should be here.
 SILENCED = (
+    ".*in eval mode at the start of training.*",
     ".*does not have many workers.*",
     ".*your dataloader is not resumable.*",
     ".*dataloader is not resumable.*",
@@ -93,11 +94,9 @@ class TrainingJob:
             trainer.fit(self.module, datamodule=self.data, ckpt_path=last if last.exists() else None)
             signal = next(c for c in trainer.callbacks if isinstance(c, Last)).stopped_by
             if signal is not None:
-                say(f"stopped at step {trainer.global_step} and saved; the same command goes on from there: {folder}")
+                say(f"stopped at step {trainer.global_step} and saved; the same command goes on from there: {shown(folder)}")
                 return 128 + signal
         else:
-            from anysigma.checkpoint import load_weights
-
             load_weights(self.module.ema, read(last))
         return self._finish(trainer, folder, features, max(trainer.global_step, resumed))
 

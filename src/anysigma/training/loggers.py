@@ -77,6 +77,7 @@ class Wandb(WandbLogger):
             name=folder.name, save_dir=str(folder), project=project, id=folder.name[-64:], resume="allow",
             config=config, mode=mode, settings=self._settings(settings),
         )  # fmt: skip
+        self._wandb_init.pop("anonymous", None)  # it only warns now
         self._start(mode)
 
     @staticmethod

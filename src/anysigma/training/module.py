@@ -47,7 +47,6 @@ class DiffusionModule(LightningModule):
         t, weight = self.objective.draw_t(len(x_0), self.denoiser.process.T, generator)
         eps = torch.randn(x_0.shape, generator=generator, device=self.device)
         loss = (weight * self.objective(self.denoiser, x_0, t, eps)).mean()
-        self.log("train/loss", loss)
         return loss
 
     def configure_optimizers(self) -> dict:

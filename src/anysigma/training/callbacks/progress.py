@@ -3,28 +3,40 @@
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from torch import Tensor
 
 from anysigma.training.callbacks.base import Periodic, report
 
 
-class Throughput(Periodic):
-    """Logs train/images_per_s over all ranks and train/lr, every `every` steps, the callbacks' own time included."""
+class Rates(Periodic):
+    """Logs, every `every` steps: train/loss, the mean since the last time, train/images_per_s over all ranks with the
+    callbacks' own time included, and train/lr.
+    """
 
     def __init__(self, every: int):
         super().__init__(every)
         self._since: tuple[float, int] | None = None
+        self._losses: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._since = (time.perf_counter(), trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *rest: Any) -> None:
+        self._losses.append(outputs["loss"].detach())  # read only every `every` steps: no wait for the device
+        super().on_train_batch_end(trainer, module, outputs, *rest)
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
         (then, step), now = self._since, time.perf_counter()
         images = (trainer.global_step - step) * images_per_step(trainer)
         self._since = (now, trainer.global_step)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
-        report(trainer, {"train/images_per_s": images / (now - then), "train/lr": lr})
+        loss = torch.stack(self._losses).mean()
+        self._losses.clear()
+        loss = trainer.strategy.reduce(loss, reduce_op="mean").item()
+        report(trainer, {"train/loss": loss, "train/images_per_s": images / (now - then), "train/lr": lr})
 
 
 def images_per_step(trainer: Trainer) -> int:
