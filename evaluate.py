@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 import anysigma  # noqa: F401  first: it makes torch and torchvision meet
 from anysigma.checkpoint import find, load_weights, read
 from anysigma.cli import entry, task
-from anysigma.config import build, check, output_folder, register, stored_data
+from anysigma.config import ConfigError, build, check, output_folder, register, stored_data
 from anysigma.runs import RUNS, listing
 
 CONF = str(Path(__file__).parent / "conf")
@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     """compose → check → build → run."""
     check(cfg)
     if cfg.checkpoint is None:
-        raise ValueError(f"checkpoint=<run> is missing; there are: {', '.join(listing(names=True)) or 'none yet'}")
+        raise ConfigError(f"checkpoint=<run> is missing; there are: {', '.join(listing(names=True)) or 'none yet'}")
     path = find(cfg.checkpoint, cfg.which, RUNS)
     checkpoint = read(path)
     config = checkpoint["config"]

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from anysigma.config import near
+from anysigma.config import ConfigError, near
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 
@@ -69,26 +69,17 @@ def one_line_errors(conf: str | None = None) -> Iterator[None]:
 
 def said_by_us(error: BaseException) -> bool:
     """Whether it is an answer to bad input: Hydra's and OmegaConf's, the system's, or a ValueError that we raised."""
-    cause = root_cause(error)
-    if isinstance(cause, HydraException | OmegaConfBaseException | OSError):
+    if isinstance(error, ConfigError | OmegaConfBaseException) or not isinstance(error, ValueError):
         return True
-    frame = cause.__traceback__
+    frame = error.__traceback__
     while frame and frame.tb_next:
         frame = frame.tb_next
-    return isinstance(cause, ValueError) and bool(frame) and "anysigma" in frame.tb_frame.f_globals.get("__name__", "")
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The exception a constructor raised, out of Hydra's wrapping."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+    return bool(frame) and "anysigma" in frame.tb_frame.f_globals.get("__name__", "")
 
 
 def one_line(error: BaseException, conf: str | None) -> str:
     """The first thing a person needs to know, with near spellings where a name was wrong."""
-    cause = root_cause(error) if "instantiat" in type(error).__name__.lower() or "Error in call" in str(error) else error
-    text = str(cause)
+    text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
         if "Key '" in text or "To append" in text or "not in" in text:
@@ -97,18 +88,21 @@ def one_line(error: BaseException, conf: str | None) -> str:
         option, group, options = match.group(1).split("/")[-1], match.group(2), match.group(3).split()
         options = [o for o in options if o not in ("Config", "search", "path")]
         return f"unknown option {group}={option}{near(option, options)} Available: {', '.join(options)}"
+    if text.startswith("Error merging override") and error.__cause__ is not None:
+        text = f"{text.splitlines()[0].removeprefix('Error merging override ')}: {error.__cause__}"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "object_type=" not in line]
-    return " ".join(lines[:2] if lines and "full_key" in lines[-1] else lines[:1]) or type(cause).__name__
+    return " ".join(lines[:2] if lines and "full_key" in lines[-1] else lines[:1]) or type(error).__name__
 
 
 def known_keys(conf: str | None) -> list[str]:
-    """Every dotted key of the entry's config with its default options."""
+    """Every dotted key of the config that the chosen options make."""
     if conf is None:
         return []
     folder, name = os.path.split(conf)
     GlobalHydra.instance().clear()
+    choices = [word for word in sys.argv[1:] if os.path.isdir(os.path.join(folder, word.split("=")[0]))]
     with initialize_config_dir(folder, version_base="1.3"):
-        cfg = OmegaConf.to_container(compose(name, return_hydra_config=False), resolve=False)
+        cfg = OmegaConf.to_container(compose(name, [c for c in choices if "," not in c]), resolve=False)
     return list(dotted(cfg))
 
 

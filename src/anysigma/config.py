@@ -5,6 +5,9 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
+import re
+import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -13,6 +16,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -117,9 +121,12 @@ def run_name(*, _root_: DictConfig) -> str:
     return f"{choices.data}-{choices.model}-{digest(content)}"
 
 
-def sweep_name(*, _root_: DictConfig) -> str:
-    """sweep-<8 hex> of the overrides: the same sweep finds its folder again."""
-    return f"sweep-{digest(sorted(_root_.hydra.overrides.task))}"
+def sweep_name() -> str:
+    """sweep-<8 hex> of the command line: the same sweep finds its folder again, and so does every job of it.
+
+    A job knows only its own overrides, so the name travels in the environment.
+    """
+    return os.environ.setdefault("ANYSIGMA_SWEEP", f"sweep-{digest(sorted(sys.argv[1:]))}")
 
 
 def study_name(*, _root_: DictConfig) -> str:
@@ -155,7 +162,15 @@ def output_folder() -> str:
 
 def build(node: Any) -> Any:
     """The object a node describes: the only `instantiate` of the house. Constructors get objects and plain types."""
-    return instantiate(node, _convert_="all")
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, ValueError | OSError):  # a constructor's answer to bad input, said by itself
+            raise cause from None
+        raise
 
 
 def check(cfg: DictConfig | dict, path: str = "") -> None:
@@ -164,13 +179,18 @@ def check(cfg: DictConfig | dict, path: str = "") -> None:
     Our own classes: names and types. Library targets: names. Nothing is built.
     """
     node = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
+    node = dict(sorted(node.items(), key=lambda item: item[0] == "job"))  # a group's own path is the one people type
     for key, target in targets(node, path):
         _check_node(key, target)
 
 
 def check_train(cfg: DictConfig) -> None:
     """`check`, and what only the whole of train.yaml can tell, with nothing heavy built."""
+    if unknown := cfg.keys() - TrainConfig.__dataclass_fields__.keys() - {"hydra"}:
+        raise ConfigError(f"unknown key {min(unknown)}{near(min(unknown), TrainConfig.__dataclass_fields__)}")
     check(cfg)
+    if cfg.run is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", cfg.run):
+        raise ConfigError(f"run={cfg.run}: a folder's name of letters, digits, '.', '_' and '-'")
     if cfg.resume not in ("auto", "never"):
         raise ConfigError(f"resume={cfg.resume}: auto (go on with what is there) or never")
     if cfg.trainer.max_steps < 1:

@@ -27,3 +27,9 @@ def gathered(ks: Sequence[int], images: Tensor) -> Tensor:
         dist.all_gather_object(pieces, (list(ks), images.cpu()))
     numbers = torch.tensor([k for piece in pieces for k in piece[0]])
     return torch.cat([piece[1] for piece in pieces])[numbers.argsort()]
+
+
+def say(line: str) -> None:
+    """One line, once, whatever the number of processes."""
+    if rank_and_world()[0] == 0:
+        print(line, flush=True)

@@ -72,5 +72,7 @@ class Hardware:
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """CPU cores this process may use: OMP_NUM_THREADS where a launcher has shared them out, else its affinity."""
+    if (said := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        return int(said)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -23,14 +23,17 @@ def none() -> nn.Module:
 
 
 class Classifier(nn.Module):
-    """A small convolutional classifier, uint8 `[B, C, H, W]` → logits `[B, classes]`; `features` gives `[B, dim]`."""
+    """A small convolutional classifier, uint8 `[B, C, H, W]` → logits `[B, classes]`; `features` gives `[B, dim]`.
+
+    Features are averages over all positions, as Inception's are: beside a fully connected layer of the same accuracy
+    they saw noise and blur better at the same n, and varied less among samples of real images.
+    """
 
     def __init__(self, channels: int, dim: int = 64, classes: int = 10):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
-            nn.MaxPool2d(2), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(4), nn.Flatten(),
-            nn.Dropout(0.3), nn.Linear(64 * 16, dim), nn.ReLU(),
+            nn.MaxPool2d(2), nn.Conv2d(64, dim, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )  # fmt: skip
         self.head = nn.Linear(dim, classes)
 

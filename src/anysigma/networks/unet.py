@@ -98,10 +98,10 @@ def halvings(H: int, W: int, most: int) -> int:
 
 def fitted(
     shape: Sequence[int],
-    channels: int = 48,
+    channels: int = 40,
     multipliers: Sequence[int] = (1, 2, 2, 2),
     blocks: int = 1,
-    attention: Sequence[int] = (4, 8),
+    attention: Sequence[int] = (4,),
     dropout: float = 0.0,
 ) -> UNet:
     """A `UNet` with as many of `multipliers` as the shape can be halved: one that fits any C, H, W."""

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 from anysigma.checkpoint import load_weights, read
 from anysigma.data.datamodule import ImageDataModule
-from anysigma.distributed import rank_and_world
+from anysigma.distributed import rank_and_world, say
 from anysigma.hardware import Hardware
 from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
@@ -138,12 +138,6 @@ class TrainingJob:
         )  # fmt: skip
         trainer.strategy.checkpoint_io = AtomicCheckpointIO(config, per_step * trainer.world_size)
         return trainer
-
-
-def say(line: str) -> None:
-    """One line, once, whatever the number of processes."""
-    if rank_and_world()[0] == 0:
-        print(line, flush=True)
 
 
 def quieten() -> None:

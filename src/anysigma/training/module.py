@@ -65,4 +65,4 @@ class DiffusionModule(LightningModule):
         """Images k in `ks`, `[n, C, H, W]` about [-1, 1], from the averaged weights."""
         with self.trainer.precision_plugin.forward_context():
             blocks = generate(self.ema, sampler or self.sampler, ks, self.shape, seed=seed, block=self.block)
-            return torch.cat([x_0.float() for _, x_0 in blocks])
+            return torch.cat([torch.empty(0, *self.shape, device=self.device), *(x_0.float() for _, x_0 in blocks)])

@@ -47,6 +47,9 @@ def images_per_step(trainer: Trainer) -> int:
 class Progress(RichProgressBar):
     """Lightning's Rich bar with images/s and the newest loss and distance, elapsed time and time left."""
 
+    def __init__(self):
+        super().__init__(leave=True)
+
     def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         shown = {"train/images_per_s": "images/s", "train/loss": "loss", "held_out/loss": "held-out"}
         metrics = trainer.callback_metrics

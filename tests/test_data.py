@@ -1,0 +1,92 @@
+"""The order of images as a function of (seed, images seen), and what the network receives."""
+
+from itertools import chain, islice
+
+import pytest
+import torch
+
+from anysigma.data.datamodule import ImageDataModule, Order
+from anysigma.data.digits import Digits
+
+
+def seen(order: Order) -> list[int]:
+    return list(chain.from_iterable(order))
+
+
+def test_every_epoch_shows_each_image_once_in_another_order():
+    stream = seen(Order(n=10, batch_size=4, seed=0, total=5))
+    assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
+    assert stream[:10] != stream[10:]
+
+
+@pytest.mark.parametrize("start", range(9))
+def test_a_resumed_order_goes_on_where_it_was_cut(start):
+    whole = list(Order(n=7, batch_size=3, seed=1, total=9))
+    assert list(Order(n=7, batch_size=3, seed=1, total=9, start=start)) == whole[start:]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_share_what_one_process_of_the_whole_batch_sees(world):
+    one = seen(Order(n=11, batch_size=6 * world, seed=2, total=4))
+    ranks = [list(Order(n=11, batch_size=6, seed=2, total=4, rank=r, world=world)) for r in range(world)]
+    assert [k for batches in zip(*ranks, strict=True) for batch in batches for k in batch] == one
+
+
+def test_the_seed_decides_the_order_and_the_global_generator_does_not():
+    torch.manual_seed(1)
+    first = seen(Order(50, 10, seed=0, total=3))
+    torch.manual_seed(2)
+    assert seen(Order(50, 10, seed=0, total=3)) == first != seen(Order(50, 10, seed=1, total=3))
+
+
+def test_a_batch_larger_than_the_data_wraps_around():
+    assert sorted(seen(Order(n=3, batch_size=6, seed=0, total=1))) == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_length_is_the_whole_run_wherever_it_starts():
+    assert len(Order(5, 2, 0, total=8, start=6)) == 8
+
+
+def test_digits_are_the_real_scans_split_without_overlap():
+    digits = Digits()
+    assert digits.train.shape == (1437, 1, 8, 8) and digits.held_out.shape == (360, 1, 8, 8)
+    assert digits.train.dtype == torch.uint8
+    assert len(torch.cat([digits.train, digits.held_out]).unique()) == digits.grey_levels == 17
+    assert digits.train.min() == 0 and digits.train.max() == 255
+    assert torch.bincount(digits.labels, minlength=10).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_the_digits_order_is_pinned():
+    assert Digits().labels[:8].tolist() == PINNED
+
+
+PINNED = [2, 8, 2, 6, 6, 7, 1, 9]
+
+
+def test_batches_become_floats_in_range_on_the_device():
+    data = ImageDataModule(Digits(), (1, 8, 8), batch_size=4, seed=0)
+    data.setup()
+    batch = data.on_after_batch_transfer(torch.tensor([3, 1]), 0)
+    assert batch.dtype == torch.float32 and batch.min() >= -1 and batch.max() <= 1
+    assert torch.equal(((batch + 1) * 127.5).round().to(torch.uint8), data.train[[3, 1]])
+
+
+def test_a_shape_the_data_do_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"data.shape=\[3, 8, 8\]"):
+        ImageDataModule(Digits(), (3, 8, 8), batch_size=4, seed=0).setup()
+
+
+def test_the_hash_sees_every_pixel():
+    class Changed(Digits):
+        @property
+        def held_out(self):
+            images = super().held_out.clone()
+            images[-1, 0, -1, -1] ^= 1
+            return images
+
+    hashes = [ImageDataModule(source(), (1, 8, 8), 4, 0).hash for source in (Digits, Digits, Changed)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_islice_of_an_endless_run_is_cheap():
+    assert len(list(islice(Order(10**6, 8, 0, total=10**9), 2))) == 2
