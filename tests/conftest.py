@@ -1,5 +1,6 @@
 """What the tests share: denoisers whose optimal eps is known in closed form, and small networks that are not zero."""
 
+import os
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from anysigma.schedules.linear import Linear
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# One thread a process, in the processes that tests start too: two teams of threads on two cores wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 

@@ -101,7 +101,7 @@ def test_a_hostile_pickle_runs_no_code(tmp_path):
 def test_the_weights_of_another_network_are_refused(tmp_path):
     with pytest.raises(ValueError, match="another network than its config describes"):
         file.load_weights(denoiser(channels=16), content())
-    with pytest.raises(ValueError, match="ema .* or raw"):
+    with pytest.raises(ValueError, match=r"ema .* or raw"):
         file.load_weights(denoiser(), content(), "best")
 
 

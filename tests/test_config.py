@@ -140,7 +140,8 @@ def test_hidden_arguments_are_refused():
 @pytest.mark.parametrize(
     ("value", "hint", "good"),
     [
-        (1, int, True), (1.5, int, False), (True, int, False), (1, float, True), ("a", float, False), (None, int | None, True),
+        (1, int, True), (1.5, int, False), (True, int, False), (1, float, True), ("a", float, False), 
+        (None, int | None, True),
         (None, int, False), ([1, 2], list[int] | None, True), ("a", str, True), ({"_target_": "x"}, int, False),
         ({"_target_": "x"}, torch.nn.Module, True), (3, torch.nn.Module, False),
     ],

@@ -96,7 +96,6 @@ def test_seeds_tell_keys_apart():
     assert len(set(seeds)) == len(keys) and all(0 <= seed < 2**63 for seed in seeds)
 
 
-@pytest.mark.xfail(strict=True, reason="stream_seed names a stream by repr(key), and numpy's integers print differently")
 def test_an_integer_of_numpy_names_the_same_stream():
     assert stream_seed(np.int64(3), 1, 4) == stream_seed(3, 1, 4)
 

@@ -9,7 +9,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "anysigma"
-MATHS = ["schedules", "samplers", "networks", "gaussian.py", "parameterizations.py", "denoiser.py", "objective.py", "noise.py"]
+MATHS = [
+    "schedules",
+    "samplers",
+    "networks",
+    "gaussian.py",
+    "parameterizations.py",
+    "denoiser.py",
+    "objective.py",
+    "noise.py",
+]
 COMPOSITION = ["config.py", "cli.py"]
 
 
@@ -46,7 +55,9 @@ def test_maths_imports_no_other_room():
 
 def test_only_composition_knows_hydra_and_omegaconf():
     outside = [p for p in PACKAGE.rglob("*.py") if p.name not in COMPOSITION]
-    assert {str(p.relative_to(PACKAGE)): roots(p) & {"hydra", "omegaconf"} for p in outside if roots(p) & {"hydra", "omegaconf"}} == {}
+    assert {
+        str(p.relative_to(PACKAGE)): roots(p) & {"hydra", "omegaconf"} for p in outside if roots(p) & {"hydra", "omegaconf"}
+    } == {}
 
 
 def test_the_border_check_sees_a_breach(tmp_path):
@@ -87,6 +98,10 @@ def test_nothing_that_must_never_happen_is_in_the_source():
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{path}: bare except"
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "load" and getattr(node.func.value, "id", "") == "torch":
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "attr", "") == "load"
+                and getattr(node.func.value, "id", "") == "torch"
+            ):
                 keywords = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
                 assert keywords.get("weights_only") is True, f"{path}: torch.load without weights_only=True"

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 def stream_seed(*key: int) -> int:
     """A 63-bit seed that is a function of the key alone; different keys give unrelated streams."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr(tuple(int(k) for k in key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

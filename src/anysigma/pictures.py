@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 # A picture's longer side is brought to about this many pixels, by whole factors, so that 8x8 scans can be seen.
-SIDE = 640
+SIDE = 960
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 1) -> np.ndarray:

@@ -53,6 +53,7 @@ def data_set(name: str):
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", choices=["digits"])
     parser.add_argument("--epochs", type=int, default=60)

@@ -11,8 +11,10 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoids of t, `[B]` → float32 `[B, dim]`, wavelengths 2π..2π·10⁴ (Vaswani et al. 2017, section 3.5).
 
     Formed in float32 whatever surrounds it: bfloat16 holds no integer above 256 exactly, so t = 998 and 999 would
-    become one.
+    become one. Raises ValueError unless dim is even and ≥ 4.
     """
+    if dim < 4 or dim % 2:
+        raise ValueError(f"a timestep embedding needs an even width of at least 4, got {dim}")
     half = dim // 2
     frequency = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=t.device, dtype=torch.float32))
     angle = t.float()[:, None] * frequency
@@ -27,8 +29,12 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, or as many as divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+    """GroupNorm with at most 32 groups of at least 4 channels (128 channels: 32 groups, as DDPM has them).
+
+    Groups of one channel would subtract the time embedding, a constant per channel, again.
+    """
+    groups = max(g for g in range(1, 33) if channels % g == 0 and (4 * g <= channels or g == 1))
+    return nn.GroupNorm(groups, channels)
 
 
 class TimeEmbedding(nn.Module):

@@ -54,5 +54,7 @@ class Explicit:
 
 
 def tau_rule(tau: TauRule | Sequence[int]) -> TauRule:
-    """A rule as it is; a list becomes `Explicit`."""
+    """A rule as it is; a list becomes `Explicit`. Raises ValueError for a word or for what is no whole number."""
+    if isinstance(tau, str) or (isinstance(tau, Sequence) and any(int(t) != t for t in tau)):
+        raise ValueError(f"tau={tau}: a list of whole numbers, or a rule chosen by sampler/tau=NAME")
     return Explicit(tuple(int(t) for t in tau)) if isinstance(tau, Sequence) else tau

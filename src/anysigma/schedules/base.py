@@ -16,10 +16,10 @@ class NoiseSchedule:
         alpha = alpha.detach().to("cpu", torch.float64)
         if alpha.ndim != 1 or len(alpha) < 2 or alpha[0] != 1:
             raise ValueError("a schedule is a vector α[0..T] with T ≥ 1 and α[0] = 1")
-        if not (alpha.diff() < 0).all() or not (alpha[:-1] > 0).all() or alpha[-1] < 0:
+        if not (alpha.diff() < 0).all() or alpha[-1] < 0:
             raise ValueError("α[0..T] must be strictly decreasing and positive (only α[T] may be 0)")
-        self.alpha = alpha
-        self._on_device = {alpha.device: alpha}
+        self.alpha = alpha.clone()
+        self._on_device = {self.alpha.device: self.alpha}
 
     @property
     def T(self) -> int:
@@ -29,6 +29,8 @@ class NoiseSchedule:
     def __call__(self, t: int | Tensor) -> Tensor:
         """α_t in float64, for t in 0..T: a scalar for an int, `[B]` for a long tensor, on that tensor's device."""
         if not isinstance(t, Tensor):
+            if not 0 <= t <= self.T:
+                raise IndexError(f"t={t} lies outside 0..{self.T}")
             return self.alpha[t]
         if t.device.type == "mps":  # has no float64: gathered on the CPU, cast by the caller
             return self.alpha[t.cpu()]

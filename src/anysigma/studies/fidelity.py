@@ -28,7 +28,8 @@ class Fidelity:
     """The distance of `sets` disjoint sets of `n` generated images to the training images, mean and standard error.
 
     `n` null: as many as are held out, at most 5,000. `splits`: random splits of real images for the floor at the
-    same n. `seed` names the noise, `block` images are computed at once. `save`: png, npz or null. `cache`: where floors are kept. Also draws a grid and a trajectory.
+    same n. `seed` names the noise, `block` images are computed at once. `save`: png,
+    npz or null. `cache`: where floors are kept. Also draws a grid and a trajectory.
     """
 
     n: int | None
@@ -48,6 +49,8 @@ class Fidelity:
     def run(self, model: Model, sampler: Sampler, data: Any, features: Features | None, folder: Path) -> Result:
         """Make the images, measure, draw. Raises ValueError where fewer than n real images are held out."""
         n = self.n or min(len(data.held_out), 5000)
+        if features and n > len(data.held_out):
+            raise ValueError(f"n={n}: the floor needs as many real images, and {len(data.held_out)} are held out")
         images = self.generated(model, sampler, n * self.sets if features else max(GRID, n))
         T = model.denoiser.process.T
         result = Result([], {**model.card, **describe(sampler, T), "seed": self.seed, "block": self.block})

@@ -23,4 +23,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         file.write({**checkpoint, **facts}, Path(path))
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        return file.read(Path(path))
+        checkpoint = file.read(Path(path))
+        # A run that came to its end may be the middle of a longer one: else Lightning takes its one epoch for done.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        return checkpoint

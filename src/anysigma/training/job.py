@@ -70,9 +70,8 @@ class TrainingJob:
             hardware.apply(denoiser.network)
         loggers = [logger(folder=folder, config=config) for logger in self.loggers.values()]
         trainer = self._trainer(folder, config, hardware, features, loggers)
-        say(
-            f"{parameters / 1e6:.2f} M parameters, {len(self.data.train)} images, {hardware.accelerator}, {hardware.precision}"
-        )
+        machine = f"{hardware.accelerator}, {hardware.precision}"
+        say(f"{parameters / 1e6:.2f} M parameters, {len(self.data.train)} images, {machine}")
         code = 1
         try:
             code = self._run(trainer, folder, features)
