@@ -10,7 +10,7 @@ import anysigma  # noqa: F401  first: it makes torch and torchvision meet
 from anysigma.cli import entry, task
 from anysigma.config import build, check_train, output_folder, plain, register
 from anysigma.distributed import say
-from anysigma.runs import finished, refuse_if_not_empty
+from anysigma.runs import finished, refuse_if_not_empty, result
 
 CONF = str(Path(__file__).parent / "conf")
 register()
@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> int:
     torch.manual_seed(cfg.seed)  # the network's first weights
     code = build(cfg.job).run(folder, plain(cfg))
     if code == 0:
-        say(finished(folder, cfg.trainer.max_steps))
+        say(result(folder, cfg.trainer.max_steps))
     elif code > 128:
         sys.exit(code)
     return code

@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from anysigma import config
+from anysigma import config, names
 from anysigma.config import ConfigError, build, check, check_train, fits, locate, plain, targets
 from anysigma.metrics.features import NoFeatures
 
@@ -240,11 +240,14 @@ def test_evaluate_says_what_it_lacks(words, message, tmp_path):
 def test_the_same_words_find_the_same_folder_and_what_does_not_matter_does_not_count():
     def folder(*words):
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return config.run_name(_root_=compose("train", list(words), return_hydra_config=True))
+            return names.run_name(_root_=compose("train", list(words), return_hydra_config=True))
 
     plain_one = folder()
     assert re.fullmatch(r"digits-unet-[0-9a-f]{8}", plain_one)
-    assert folder("trainer.max_steps=7", "hardware=cpu", "logger=csv", "resume=never") == plain_one
+    assert (
+        folder("trainer.max_steps=7", "trainer.max_time=00:01:00:00", "hardware=cpu", "logger=csv", "resume=never")
+        == plain_one
+    )
     assert len({plain_one, folder("seed=1"), folder("sampler.eta=0.5"), folder("model.channels=48")}) == 4
     assert folder("run=mine") == "mine"
 

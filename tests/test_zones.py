@@ -19,7 +19,7 @@ MATHS = [
     "objective.py",
     "noise.py",
 ]
-COMPOSITION = ["config.py", "cli.py"]
+COMPOSITION = ["config.py", "cli.py", "names.py"]
 
 
 def imports(path: Path) -> set[str]:

@@ -1,6 +1,7 @@
 """What stands between a person's command line and Hydra: short spellings, and errors in one line."""
 
 import functools
+import logging
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ def entry(main: Callable[[], Any], conf: str) -> None:
     """Run a Hydra main: bad input ends in one line and exit code 2; HYDRA_FULL_ERROR=1 shows the whole trace."""
     sys.argv[1:] = [spelled for word in sys.argv[1:] for spelled in spell_out(word)]
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     os.environ.setdefault("MPLCONFIGDIR", os.path.abspath("logs/cache/matplotlib"))  # torchmetrics imports matplotlib
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exceptions on instead of printing them
     if full:

@@ -1,13 +1,9 @@
 """Configs held to the code they configure: typed roots, `check`, and `build`, the only `instantiate`."""
 
 import difflib
-import hashlib
 import importlib
 import inspect
-import json
-import os
 import re
-import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -20,6 +16,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from anysigma.names import NAMES
+
 # What a config may name beside our own package; a config that comes out of a checkpoint is held to the same list.
 LIBRARY_TARGETS = (
     "lightning.pytorch.Trainer",
@@ -28,8 +26,6 @@ LIBRARY_TARGETS = (
     "torch.optim.AdamW",
 )
 INSTANTIATE_WORDS = {"_target_", "_partial_", "_convert_", "_recursive_"}
-# What does not make another run: where it runs, how it is watched, how far it goes.
-NOT_IN_A_RUN = ("hydra", "hardware", "logger", "run", "resume")
 
 
 @dataclass
@@ -94,47 +90,12 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
-    resolvers = {"run_name": run_name, "sweep_name": sweep_name, "study_name": study_name, "when": _when}
-    for name, function in resolvers.items():
+    for name, function in {**NAMES, "when": _when}.items():
         OmegaConf.register_new_resolver(name, function, replace=True)
 
 
 def _when(condition: bool, then: Any, otherwise: Any) -> Any:
     return then if condition else otherwise
-
-
-def digest(content: Any) -> str:
-    """8 hex digits of the content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def run_name(*, _root_: DictConfig) -> str:
-    """`run`, or <data>-<model>-<8 hex> of all that makes the run: the same command finds its folder again."""
-    if _root_.run is not None:
-        return str(_root_.run)
-    content = OmegaConf.create({k: v for k, v in _root_.items_ex(resolve=False) if k not in NOT_IN_A_RUN})
-    OmegaConf.update(content, "trainer.max_steps", None)
-    OmegaConf.update(content, "logger", None)
-    OmegaConf.update(content, "hardware", None)
-    content = {k: v for k, v in OmegaConf.to_container(content, resolve=False).items() if k != "job"}
-    choices = _root_.hydra.runtime.choices
-    return f"{choices.data}-{choices.model}-{digest(content)}"
-
-
-def sweep_name() -> str:
-    """sweep-<8 hex> of the command line: the same sweep finds its folder again, and so does every job of it.
-
-    A job knows only its own overrides, so the name travels in the environment.
-    """
-    return os.environ.setdefault("ANYSIGMA_SWEEP", f"sweep-{digest(sorted(sys.argv[1:]))}")
-
-
-def study_name(*, _root_: DictConfig) -> str:
-    """<run>/<study>-<8 hex> of all that makes the figures."""
-    content = {k: v for k, v in _root_.items_ex(resolve=False) if k not in ("hydra", "hardware")}
-    name = str(_root_.checkpoint or "none").removesuffix("/").removesuffix("/checkpoints/last.ckpt").split("/")[-1]
-    content = OmegaConf.to_container(OmegaConf.create(content), resolve=False)
-    return f"{name}/{_root_.hydra.runtime.choices.study}-{digest(content)}"
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

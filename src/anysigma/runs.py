@@ -17,16 +17,19 @@ def refuse_if_not_empty(folder: Path) -> None:
 
 
 def finished(folder: Path, max_steps: int) -> str | None:
-    """The result of a run that has come to `max_steps`, with the way to another; None where it has not."""
+    """The result of a run that has come to `max_steps`; None where it has not."""
     path = folder / "results.json"
-    if not path.exists():
-        return None
-    results = read_results(path)
-    if results["step"] < max_steps:
-        return None
-    lines = [*results["lines"], *map(shown, results["pictures"]), f"folder   {shown(folder)}"]
+    return result(folder, max_steps) if path.exists() and read_results(path)["step"] >= max_steps else None
+
+
+def result(folder: Path, max_steps: int) -> str:
+    """What a run found, where it lies, and the way to another or further."""
+    results = read_results(folder / "results.json")
+    step = results["step"]
+    short = "" if step >= max_steps else f" of {max_steps}: trainer.max_time ended it, a larger one goes on from there"
     return "\n".join([
-        f"\nfinished at step {results['step']}", *lines,
+        f"\nfinished at step {step}{short}", *results["lines"],
+        *map(shown, results["pictures"]), f"folder   {shown(folder)}",
         f"look     python evaluate.py checkpoint={folder.name} sampler=ddim sampler.steps=20",
         "another  change one word (sampler=ddpm schedule=linear seed=1), or go further: trainer.max_steps=N",
     ])  # fmt: skip

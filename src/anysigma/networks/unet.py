@@ -29,39 +29,47 @@ class UNet(nn.Module):
         super().__init__()
         C, H, W = shape
         check_strides(H, W, len(multipliers) - 1)
-        widths = [channels * m for m in multipliers]
-        heights = [H >> level for level in range(len(widths))]
-        self.time = TimeEmbedding(channels, 4 * channels)
-
-        def block(inputs: int, outputs: int, height: int) -> nn.ModuleList:
-            residual = ResidualBlock(inputs, outputs, 4 * channels, dropout)
-            return nn.ModuleList([residual, Attention(outputs) if height in attention else nn.Identity()])
-
+        levels = [(channels * m, H >> level) for level, m in enumerate(multipliers)]
+        top = levels[-1][0]
+        self._attention, self._dropout, self._time_dim = tuple(attention), dropout, 4 * channels
+        self.time = TimeEmbedding(channels, self._time_dim)
         self.first = nn.Conv2d(C, channels, 3, padding=1)
-        self.down, skips = nn.ModuleList(), [channels]
-        for level, (width, height) in enumerate(zip(widths, heights, strict=True)):
-            self.down.append(nn.ModuleList())
-            for _ in range(blocks):
-                self.down[-1].append(block(skips[-1], width, height))
-                skips.append(width)
-            if level < len(widths) - 1:
-                self.down[-1].append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-                skips.append(width)
-
-        top = widths[-1]
-        self.middle = nn.ModuleList(
-            [ResidualBlock(top, top, 4 * channels, dropout), Attention(top), ResidualBlock(top, top, 4 * channels, dropout)]
-        )
-
-        self.up, width_in = nn.ModuleList(), top
-        for level, (width, height) in reversed(list(enumerate(zip(widths, heights, strict=True)))):
-            self.up.append(nn.ModuleList())
-            for _ in range(blocks + 1):
-                self.up[-1].append(block(width_in + skips.pop(), width, height))
-                width_in = width
-            if level > 0:
-                self.up[-1].append(nn.Conv2d(width, width, 3, padding=1))
+        self.down, skips = self._down(channels, levels, blocks)
+        self.middle = nn.ModuleList([self._residual(top, top), Attention(top), self._residual(top, top)])
+        self.up = self._up(skips, levels, blocks + 1)
         self.last = nn.Sequential(norm(channels), nn.SiLU(), zero_init(nn.Conv2d(channels, C, 3, padding=1)))
+
+    def _residual(self, inputs: int, outputs: int) -> ResidualBlock:
+        return ResidualBlock(inputs, outputs, self._time_dim, self._dropout)
+
+    def _block(self, inputs: int, outputs: int, height: int) -> nn.ModuleList:
+        attention = Attention(outputs) if height in self._attention else nn.Identity()
+        return nn.ModuleList([self._residual(inputs, outputs), attention])
+
+    def _down(self, channels: int, levels: list[tuple[int, int]], blocks: int) -> tuple[nn.ModuleList, list[int]]:
+        """The way down, and the widths of what the way up will be handed."""
+        down, skips = nn.ModuleList(), [channels]
+        for number, (width, height) in enumerate(levels):
+            down.append(nn.ModuleList())
+            for _ in range(blocks):
+                down[-1].append(self._block(skips[-1], width, height))
+                skips.append(width)
+            if number < len(levels) - 1:
+                down[-1].append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+        return down, skips
+
+    def _up(self, skips: list[int], levels: list[tuple[int, int]], blocks: int) -> nn.ModuleList:
+        """The way up: every block takes one of `skips`, the last first."""
+        up, width_in = nn.ModuleList(), levels[-1][0]
+        for number, (width, height) in reversed(list(enumerate(levels))):
+            up.append(nn.ModuleList())
+            for _ in range(blocks):
+                up[-1].append(self._block(width_in + skips.pop(), width, height))
+                width_in = width
+            if number > 0:
+                up[-1].append(nn.Conv2d(width, width, 3, padding=1))
+        return up
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         time = self.time(t)
