@@ -28,7 +28,7 @@ def composed(name="train", *words):
 def options():
     """Every option of every group, as the word a person types."""
     for path in sorted(CONF.rglob("*.yaml")):
-        if path.parent != CONF:
+        if path.parent != CONF and path.parent.name != "experiment":
             yield f"{path.parent.relative_to(CONF)}={path.stem}"
 
 
@@ -58,6 +58,14 @@ def test_every_option_composes_checks_and_builds_or_says_what_is_absent(word):
         assert "\n" not in str(error) and any(w in str(error) + str(error.__cause__) for w in ("no ", "No ")), error
     else:
         assert built is not None
+
+
+def test_experiments_are_what_they_are_named_for():
+    """A snapshot: a recipe that changes silently is no recipe."""
+    cfg = composed("train", "experiment=digits_ddpm")
+    check_train(cfg)
+    assert cfg.schedule._target_.endswith("Linear") and cfg.sampler.eta == 1.0 and cfg.sampler.steps is None
+    assert cfg.trainer.max_steps == 3000 and cfg.data.shape == [1, 8, 8]
 
 
 def test_every_yaml_default_is_the_constructors():

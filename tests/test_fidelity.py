@@ -5,8 +5,10 @@ import torch
 
 from anysigma.data.digits import Digits
 from anysigma.metrics.features import ClassifierFeatures, NoFeatures, none
-from anysigma.metrics.fidelity import Monitor, distance, floor, mean_and_error, real_splits
-from anysigma.studies.fidelity import distances
+from anysigma.metrics.fidelity import Monitor, distance, floor, mean_and_error, measures, real_splits
+from anysigma.metrics.inception import InceptionFeatures
+from anysigma.metrics.resnet import CifarResNet56
+from anysigma.studies.fidelity import measured
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def test_a_set_is_at_distance_zero_of_itself_and_far_from_noise(features, digits
 
 def test_the_distance_of_two_gaussians_has_its_closed_form(digits):
     class Pixels:
-        name, sha256, num_features = "pixels", "0" * 64, 2
+        name, metric, sha256, num_features = "pixels", "fd_pixels", "0" * 64, 2
 
         def __call__(self, images):
             return images[:, 0, 0, :2].float()
@@ -59,7 +61,7 @@ def test_the_floor_is_seeded_kept_and_at_the_same_n(features, digits, tmp_path):
 
 def test_unequal_n_is_refused(features, digits):
     with pytest.raises(ValueError, match="a set of 100 generated images cannot stand beside a floor at 360"):
-        distances((digits.train[:100],), digits.train, 360, features)
+        measured((digits.train[:100],), digits.train, 360, features)
 
 
 def test_mean_and_error_over_disjoint_sets():
@@ -92,3 +94,92 @@ def test_absent_weights_foreign_shapes_and_no_features_say_so():
         ClassifierFeatures("digits", (3, 8, 8))
     with pytest.raises(NoFeatures, match="no feature network"):
         none()
+
+
+def test_kid_precision_and_recall_are_those_of_torch_fidelitys_own_functions(features, digits):
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    found = measures(digits.held_out, digits.train, features)
+    assert found.keys() == {"fd_digits", "kid_digits", "precision_digits", "recall_digits"}
+    vectors = features(digits.held_out), features(digits.train)
+    kid = kid_features_to_metric(*vectors, verbose=False, kid_subset_size=360, kid_subsets=100, rng_seed=2020)
+    prc = prc_features_to_metric(*vectors, verbose=False)
+    assert found["kid_digits"] == pytest.approx(kid["kernel_inception_distance_mean"], abs=1e-9)
+    assert (found["precision_digits"], found["recall_digits"]) == (prc["precision"], prc["recall"])
+    assert min(prc["precision"], prc["recall"]) > 0.8
+
+
+def test_memorised_images_are_precise_and_one_image_recalls_nothing(features, digits):
+    copies = measures(digits.train[:360], digits.train, features)
+    same = measures(digits.train[:1].expand(360, -1, -1, -1), digits.train, features)
+    assert copies["precision_digits"] == 1.0
+    assert same["recall_digits"] < 0.05
+
+
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory):
+    """Inception's real architecture with random weights from a file: plumbing alone, no figure of it means a thing."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    original = FeatureExtractorInceptionV3.load_state_dict
+    FeatureExtractorInceptionV3.load_state_dict = lambda self, state: None
+    try:
+        torch.save({}, path)
+        network = FeatureExtractorInceptionV3("random", ["2048"], feature_extractor_weights_path=str(path))
+    finally:
+        FeatureExtractorInceptionV3.load_state_dict = original
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_the_inception_path_works_and_says_that_its_weights_are_foreign(random_inception, digits):
+    features = InceptionFeatures(str(random_inception), sha256=None)
+    assert features.metric == "fid" and features.card()["features_weights"] == "not the published ones"
+    found = measures(digits.train[:8], digits.train[8:16], features)
+    assert found.keys() == {"fid", "kid_inception", "precision_inception", "recall_inception", "inception_score_inception"}
+    assert found["fid"] > 0
+    with pytest.raises(ValueError, match="expected 6726825d"):
+        InceptionFeatures(str(random_inception))
+
+
+def test_weights_that_are_no_state_dict_run_no_code(tmp_path):
+    canary, path = tmp_path / "canary", tmp_path / "hostile.pth"
+
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(canary), "w"))
+
+    torch.save(Hostile(), path)
+    with pytest.raises(ValueError, match="no plain state dict"):
+        InceptionFeatures(str(path), sha256=None)
+    assert not canary.exists()
+
+
+def test_the_cifar_resnet_has_its_published_error():
+    import os
+    import pickle
+    from pathlib import Path
+
+    root = Path(os.environ.get("ANYSIGMA_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+    weights, batch = root / "cifar10-resnets/resnet56-4bfd9763.th", root / "cifar-10-batches-py/test_batch"
+    if not (weights.is_file() and batch.is_file()):
+        pytest.skip(f"no {weights.name} and CIFAR-10 below {root}")
+    features = CifarResNet56(str(weights))
+    content = pickle.loads(batch.read_bytes(), encoding="bytes")  # the checked official file
+    images = torch.from_numpy(content[b"data"]).reshape(-1, 3, 32, 32)[:2000]
+    logits = torch.cat([features.network.linear(features(piece)) for piece in images.split(250)])
+    wrong = (logits.argmax(1) != torch.tensor(content[b"labels"])[:2000]).double().mean().item()
+    assert wrong == pytest.approx(0.0661, abs=3 * (0.0661 * 0.9339 / 2000) ** 0.5)
+    with pytest.raises(ValueError, match="take 3x32x32"):
+        features(images[:1, :1])
+
+
+def test_the_cifar_resnet_without_weights_says_what_it_needs():
+    with pytest.raises(FileNotFoundError, match=r"needs features\.weights_path"):
+        CifarResNet56()

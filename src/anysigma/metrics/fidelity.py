@@ -17,6 +17,7 @@ class Features(Protocol):
     """A frozen feature network, uint8 `[B, C, H, W]` → float32 `[B, num_features]`, that can name itself."""
 
     name: str
+    metric: str  # what a distance in these features is called
     sha256: str
     num_features: int
 
@@ -38,15 +39,41 @@ class Images(Dataset):
         return self.images[index]
 
 
+# torch-fidelity's names for what it returns, and ours, to which the features' name is added.
+NAMES = {
+    "kernel_inception_distance_mean": "kid",
+    "precision": "precision",
+    "recall": "recall",
+    "inception_score_mean": "inception_score",
+}
+
+
 def distance(generated: Tensor, reference: Tensor, features: Features) -> float:
     """Fréchet distance between two sets of uint8 images, by torch-fidelity's `calculate_metrics` with our extractor."""
+    return calculate(generated, reference, features, fid=True)["frechet_inception_distance"]
+
+
+def measures(generated: Tensor, reference: Tensor, features: Features) -> dict[str, float]:
+    """The distance and, in the same features, KID, precision and recall; Inception Score where they have logits.
+
+    One extractor is named for all: torch-fidelity alone would take VGG16 for precision and recall.
+    """
+    wanted = {"fid": True, "kid": True, "prc": True, "isc": hasattr(features, "both")}
+    subset = min(1000, len(generated), len(reference))
+    found = calculate(generated, reference, features, **wanted, kid_subset_size=subset)
+    others = {f"{ours}_{features.name}": found[theirs] for theirs, ours in NAMES.items() if theirs in found}
+    return {features.metric: found["frechet_inception_distance"], **others}
+
+
+def calculate(generated: Tensor, reference: Tensor, features: Features, **wanted: Any) -> dict[str, float]:
+    """torch-fidelity's public call with our extractor, on the CPU, nothing cached outside logs/."""
     import torch_fidelity
 
-    metrics = torch_fidelity.calculate_metrics(
-        input1=Images(generated), input2=Images(reference), fid=True, cuda=False, batch_size=512, verbose=False,
-        feature_extractor=registered(features), cache=False, save_cpu_ram=True,
+    found = torch_fidelity.calculate_metrics(
+        input1=Images(generated), input2=Images(reference), cuda=False, batch_size=512, verbose=False,
+        feature_extractor=registered(features), cache=False, save_cpu_ram=True, **wanted,
     )  # fmt: skip
-    return float(metrics["frechet_inception_distance"])
+    return {name: float(value) for name, value in found.items()}
 
 
 def registered(features: Features) -> str:
@@ -64,16 +91,19 @@ def registered(features: Features) -> str:
         def __init__(self, name: str, features_list: list[str], **_: Any):
             super().__init__(name, features_list)
 
-        def forward(self, images: Tensor) -> tuple[Tensor]:
-            return (features(images),)
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            if "logits" not in self.features_list:
+                return (features(images),)
+            layers = dict(zip(("features", "logits"), features.both(images), strict=True))
+            return tuple(layers[name] for name in self.features_list)
 
         @staticmethod
-        def get_provided_features_list() -> tuple[str]:
-            return ("features",)
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("features", "logits")
 
         @staticmethod
         def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "features"
+            return "logits" if metric == "isc" else "features"
 
         @staticmethod
         def can_be_compiled() -> bool:

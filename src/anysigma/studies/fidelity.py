@@ -14,7 +14,7 @@ from torch import Tensor
 from anysigma.data.images import to_uint8
 from anysigma.distributed import gathered, my_share, rank_and_world
 from anysigma.metrics.card import versions
-from anysigma.metrics.fidelity import Features, distance, floor, mean_and_error
+from anysigma.metrics.fidelity import Features, floor, mean_and_error, measures
 from anysigma.noise import ImageNoise
 from anysigma.pictures import grid
 from anysigma.samplers.base import Sampler, generate
@@ -74,31 +74,35 @@ class Fidelity:
     def _measure(self, result: Result, sets: tuple[Tensor, ...], data: Any, features: Features) -> None:
         n, real = len(sets[0]), torch.cat([data.train, data.held_out])
         base = floor(real, n, self.splits, features, Path(self.cache) if self.cache else None)
-        value, error = distances(sets, data.train, n, features)
-        result.rows.append({
-            "study": "fidelity", "metric": f"fd_{features.name}", "value": value, "error": error,
-            "floor": base["mean"], "floor_sd": base["sd"], "n": n,
-            "params": {name: result.card[name] for name in ("sampler", "S", "sigma", "tau", "clip") if name in result.card},
-        })  # fmt: skip
+        params = {name: result.card[name] for name in ("sampler", "S", "sigma", "tau", "clip") if name in result.card}
+        for metric, (value, error) in measured(sets, data.train, n, features).items():
+            is_distance = metric == features.metric
+            floors = {"floor": base["mean"] if is_distance else None, "floor_sd": base["sd"] if is_distance else None}
+            row = {"study": "fidelity", "metric": metric, "value": value, "error": error, **floors, "n": n, "params": params}
+            result.rows.append(row)
         result.card |= {
             "n": n, "sets": len(sets), "floor_splits": self.splits, "reference": f"{len(data.train)} training images",
             "data_hash": data.hash, "rounding": "x·127.5+127.5, to nearest", **features.card(), "versions": versions(),
         }  # fmt: skip
-        spread = f" ± {error:.2f}" if error is not None else ""
+        row = result.rows[0]
+        spread = f" ± {row['error']:.2f}" if row["error"] is not None else ""
         result.lines.append(
-            f"fd_{features.name} {value:.2f}{spread} (floor {base['mean']:.2f} ± {base['sd']:.2f}:"
+            f"{features.metric} {row['value']:.2f}{spread} (floor {base['mean']:.2f} ± {base['sd']:.2f}:"
             f" {n} real images in place of the generated; {len(sets)} sets of {n})"
         )
 
 
-def distances(sets: tuple[Tensor, ...], reference: Tensor, n_real: int, features: Features) -> tuple[float, float | None]:
-    """Mean and standard error of the distance over disjoint sets; raises ValueError unless each has n_real images.
+def measured(
+    sets: tuple[Tensor, ...], reference: Tensor, n_real: int, features: Features
+) -> dict[str, tuple[float, float | None]]:
+    """Mean and standard error of every measure over disjoint sets; raises ValueError unless each has n_real images.
 
     The distance is biased upward by 1/n: beside a floor at another n it would mean nothing.
     """
     if wrong := [len(one) for one in sets if len(one) != n_real]:
         raise ValueError(f"a set of {wrong[0]} generated images cannot stand beside a floor at {n_real} real ones")
-    return mean_and_error([distance(one, reference, features) for one in sets])
+    found = [measures(one, reference, features) for one in sets]
+    return {metric: mean_and_error([one[metric] for one in found]) for metric in found[0]}
 
 
 @torch.inference_mode()

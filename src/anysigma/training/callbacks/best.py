@@ -18,6 +18,6 @@ class Best(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         measured = [c for c in trainer.callbacks if isinstance(c, Distance)]
-        self.monitor = f"distance/fd_{measured[0].features.name}" if measured else "held_out/loss"
+        self.monitor = f"distance/{measured[0].features.metric}" if measured else "held_out/loss"
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, module, stage)

@@ -10,7 +10,7 @@ from anysigma.training.callbacks.base import Periodic, report
 
 
 class Distance(Periodic):
-    """Logs distance/fd_<features> of `n` generated images against the training images, every `every` steps.
+    """Logs distance/<metric> (fd_digits, fid) of `n` generated images against the training images, every `every` steps.
 
     Every rank makes and measures its share. Small n is biased upward: the figure is for watching, within one run.
     """
@@ -28,4 +28,4 @@ class Distance(Periodic):
         ks = my_share(range(self.n), module.block)
         if ks:
             self._monitor.update(to_uint8(module.sample(ks, self.sampler)), real=False)
-        report(trainer, {f"distance/fd_{self.features.name}": self._monitor.compute()})
+        report(trainer, {f"distance/{self.features.metric}": self._monitor.compute()})
