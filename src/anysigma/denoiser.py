@@ -10,10 +10,12 @@ class Denoiser(nn.Module):
     """(x_t, t) → `Prediction(eps, x_0)`: a network read through its parameterisation.
 
     `network`: `(x_t [B, C, H, W], t long [B] in 1..T) → [B, C, H, W]`. Only the network holds parameters.
+    Raises ValueError where the parameterisation has no x_0 at some t of the process.
     """
 
     def __init__(self, network: nn.Module, process: GaussianProcess, parameterization: Parameterization):
         super().__init__()
+        parameterization.check(process)
         self.network, self.process, self.parameterization = network, process, parameterization
 
     def output(self, x_t: Tensor, t: int | Tensor) -> Tensor:

@@ -51,6 +51,14 @@ class GaussianProcess:
         a = self.alpha(t)
         return (x_t - like(a.sqrt(), x_t) * x_0) / like((1 - a).sqrt(), x_t)
 
+    def posterior_variance(self, t: int | Tensor, s: int | Tensor) -> Tensor:
+        """Variance (1-α_s)/(1-α_t) · (1-α_t/α_s) of the Markov chain's q(x_s | x_t, x_0), float64, s ≤ t, t ≥ 1.
+
+        DDPM eq. 7's β̃_t at s = t-1; σ_t(1)² of DDIM eq. 16.
+        """
+        a_t, a_s = self.alpha(t), self.alpha(s)
+        return (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)
+
     def posterior_mean(self, x_0: Tensor, eps: Tensor, s: int | Tensor, sigma: float | Tensor) -> Tensor:
         """Mean of q_σ(x_s | x_t, x_0) = N(√α_s x_0 + √(1-α_s-σ²) eps, σ² I), DDIM eq. 7.
 

@@ -30,14 +30,14 @@ class UNet(nn.Module):
         C, H, W = shape
         check_strides(H, W, len(multipliers) - 1)
         levels = [(channels * m, H >> level) for level, m in enumerate(multipliers)]
-        top = levels[-1][0]
+        bottom, top = levels[0][0], levels[-1][0]
         self._attention, self._dropout, self._time_dim = tuple(attention), dropout, 4 * channels
         self.time = TimeEmbedding(channels, self._time_dim)
         self.first = nn.Conv2d(C, channels, 3, padding=1)
         self.down, skips = self._down(channels, levels, blocks)
         self.middle = nn.ModuleList([self._residual(top, top), Attention(top), self._residual(top, top)])
         self.up = self._up(skips, levels, blocks + 1)
-        self.last = nn.Sequential(norm(channels), nn.SiLU(), zero_init(nn.Conv2d(channels, C, 3, padding=1)))
+        self.last = nn.Sequential(norm(bottom), nn.SiLU(), zero_init(nn.Conv2d(bottom, C, 3, padding=1)))
 
     def _residual(self, inputs: int, outputs: int) -> ResidualBlock:
         return ResidualBlock(inputs, outputs, self._time_dim, self._dropout)

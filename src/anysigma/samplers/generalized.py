@@ -75,6 +75,26 @@ class Generalized:
             x_T = step.x_s
         return x_T
 
+    def encoding(self, denoiser: Denoiser, x_0: Tensor) -> Iterator[Step]:
+        """DDIM's encoding, section 4.3: the same step upward along τ with σ = 0, unclipped, as Step(from, to, …).
+
+        The network is asked at `from`, and at τ_1 for the step from 0, whose x_0 is the state itself.
+        """
+        x_s, q = x_0, denoiser.process
+        for t, s in reversed(self.pairs(q.T)):
+            if s == t:
+                continue
+            prediction = denoiser(x_s, s if s > 0 else t)
+            f = prediction.x_0 if s > 0 else x_s
+            x_s = q.posterior_mean(f, prediction.eps, t, 0.0)
+            yield Step(s, t, x_s, f)
+
+    def encode(self, denoiser: Denoiser, x_0: Tensor) -> Tensor:
+        """x_{τ_S}, `[B, *shape]`: what `__call__` at η = 0 leads back to x_0, but for the error of the steps."""
+        for step in self.encoding(denoiser, x_0):
+            x_0 = step.x_s
+        return x_0
+
     def _clipped(self, denoiser: Denoiser, x_t: Tensor, t: int) -> Prediction:
         """The prediction; a clipped x_0 carries the eps that x_t = √α_t x_0 + √(1-α_t) eps then demands."""
         prediction = denoiser(x_t, t)

@@ -27,6 +27,18 @@ class Eta:
 
     def __call__(self, q: GaussianProcess, t: int, s: int) -> tuple[float, float]:
         """The same σ twice: the step stays inside the family q_σ."""
-        a_t, a_s = q.alpha(t).item(), q.alpha(s).item()
-        sigma = self.eta * ((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)) ** 0.5
+        sigma = self.eta * q.posterior_variance(t, s).item() ** 0.5
         return sigma, sigma
+
+
+@dataclass(frozen=True)
+class SigmaHat:
+    """σ̂_t = √(1-α_t/α_s), DDIM section 5: DDPM's larger variance, √β_t at s = t-1.
+
+    It lies outside the family q_σ: the mean is that of η = 1, only the noise is larger.
+    """
+
+    def __call__(self, q: GaussianProcess, t: int, s: int) -> tuple[float, float]:
+        """(σ_t(1), σ̂_t), both 0 at s = 0."""
+        sigma = q.posterior_variance(t, s).item() ** 0.5
+        return sigma, (1 - q.alpha(t) / q.alpha(s)).item() ** 0.5 if s > 0 else 0.0

@@ -30,6 +30,16 @@ class Trailing:
 
 
 @dataclass(frozen=True)
+class Quadratic:
+    """τ_i = 1 + ⌊x_i²⌋, x = linspace(0, √(0.8 T), S) (DDIM appendix D.2, quadratic; the official CIFAR10 grid)."""
+
+    def __call__(self, S: int, T: int) -> list[int]:
+        """Dense near 1, where it repeats itself, and ends at 1 + ⌊0.8 T⌋."""
+        # x_i² = 4T/5 · i²/(S-1)² in whole numbers: floats fall one short where it is a whole number itself.
+        return [1 + 4 * T * i * i // (5 * max(S - 1, 1) ** 2) for i in range(S)]
+
+
+@dataclass(frozen=True)
 class Explicit:
     """A list written by hand, rising or falling; a 0 at its end (the slides' 10 → 8 → … → 0) is s = 0 and dropped.
 

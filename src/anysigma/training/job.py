@@ -27,6 +27,7 @@ from anysigma.training.module import DiffusionModule
 # What Lightning says about things that are as they should be here.
 SILENCED = (
     ".*in eval mode at the start of training.*",
+    ".*smaller than the logging interval.*",
     ".*does not have many workers.*",
     ".*your dataloader is not resumable.*",
     ".*dataloader is not resumable.*",
