@@ -42,6 +42,7 @@ def needs(word):
         "model=unet_ddpm": ["data=cifar10"],
         "data=cifar10": ["features=none"],
         "data=folder": ["features=none", "data.source.root=somewhere"],
+        "features=fashion_mnist": ["data=fashion_mnist"],
         "features=inception": ["features.weights_path=/nowhere"],
         "features=cifar10": ["features.weights_path=/nowhere"],
         "features=folder": ["features.weights_path=/nowhere"],

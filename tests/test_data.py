@@ -90,3 +90,34 @@ def test_the_hash_sees_every_pixel():
 
 def test_islice_of_an_endless_run_is_cheap():
     assert len(list(islice(Order(10**6, 8, 0, total=10**9), 2))) == 2
+
+
+def test_without_flips_the_order_is_what_it_always_was():
+    assert list(Order(n=10, batch_size=4, seed=0, total=3)) == [[5, 1, 7, 9], [3, 8, 2, 4], [0, 6, 3, 0]]
+
+
+def test_flips_mirror_half_of_the_images_anew_in_every_epoch_and_leave_the_order():
+    plain = torch.tensor(seen(Order(n=1000, batch_size=100, seed=0, total=40)))
+    flipped = torch.tensor(seen(Order(n=1000, batch_size=100, seed=0, total=40, flips=True)))
+    assert torch.equal(flipped % 1000, plain)
+    bits = torch.stack([torch.zeros(1000).scatter(0, e % 1000, (e >= 1000).float()) for e in flipped.split(1000)])
+    assert (bits.mean(1) - 0.5).abs().max() < 0.06  # image by image, four epochs of 1,000 fair coins
+    assert torch.corrcoef(bits).fill_diagonal_(0).abs().max() < 0.12
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("start", [0, 1, 4])
+def test_flips_are_the_same_after_a_resume_and_in_several_processes(start, world):
+    one = seen(Order(n=7, batch_size=6, seed=3, total=6, flips=True))
+    ranks = [Order(7, 6 // world, 3, total=6, start=start, rank=r, world=world, flips=True) for r in range(world)]
+    assert [k for batches in zip(*ranks, strict=True) for batch in batches for k in batch] == one[6 * start :]
+
+
+def test_a_flipped_entry_is_the_mirrored_image_and_the_data_stay_as_they_are():
+    data = ImageDataModule(Digits(), (1, 8, 8), batch_size=4, seed=0, flips=True)
+    n, before = len(data.train), data.train.clone()
+    batch = data.on_after_batch_transfer(torch.tensor([5, n + 5, 0, n]), 0)
+    assert torch.equal(batch[1], batch[0].flip(2)) and torch.equal(batch[3], batch[2].flip(2))
+    assert not torch.equal(batch[0], batch[1])
+    assert torch.equal(((batch[[0, 2]] + 1) * 127.5).round().to(torch.uint8), before[[5, 0]])
+    assert torch.equal(data.train, before) and data.hash == ImageDataModule(Digits(), (1, 8, 8), 4, 0).hash

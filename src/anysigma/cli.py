@@ -64,6 +64,9 @@ def one_line_errors(conf: str | None = None) -> Iterator[None]:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         yield
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what is saved", file=sys.stderr)
+        raise SystemExit(130) from None
     except USER_ERRORS as error:
         if not said_by_us(error):
             raise

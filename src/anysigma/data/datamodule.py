@@ -31,16 +31,26 @@ class Order:
 
     Position p of the stream is entry p % N of the p // N-th permutation, which is a function of (seed, p // N).
     So a resumed run sees what the uninterrupted one would have seen, and W processes see what one process of
-    batch W·B would. `total` batches make the run; iteration starts at batch `start`.
+    batch W·B would. `total` batches make the run; iteration starts at batch `start`. With `flips`, entry k stands as
+    k + N where the image is to be mirrored: a fair coin for every position, a function of (seed, p) too.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, total: int, start: int = 0, rank: int = 0, world: int = 1):
-        self.n, self.batch_size, self.seed = n, batch_size, seed
+    def __init__(
+        self, n: int, batch_size: int, seed: int, total: int,
+        start: int = 0, rank: int = 0, world: int = 1, flips: bool = False,
+    ):  # fmt: skip
+        self.n, self.batch_size, self.seed, self.flips = n, batch_size, seed, flips
         self.total, self.start, self.rank, self.world = total, start, rank, world
-        self._permutation = lru_cache(2)(lambda epoch: torch.randperm(n, generator=stream(seed, epoch)).tolist())
+        self._permutation = lru_cache(2)(self._drawn)
+
+    def _drawn(self, epoch: int) -> list[int]:
+        entries = torch.randperm(self.n, generator=stream(self.seed, epoch))
+        if self.flips:  # a stream of its own: the order is the same with flips and without
+            entries += self.n * torch.randint(2, (self.n,), generator=stream(self.seed, epoch, 1))
+        return entries.tolist()
 
     def batch(self, i: int) -> list[int]:
-        """Indices of batch i of this rank."""
+        """Entries of batch i of this rank: 0..N-1, with flips 0..2N-1."""
         first = (i * self.world + self.rank) * self.batch_size
         return [self._permutation(p // self.n)[p % self.n] for p in range(first, first + self.batch_size)]
 
@@ -68,14 +78,15 @@ class ImageDataModule(LightningDataModule):
     """float32 batches `[B, C, H, W]` in [-1, 1] of one `ImageSource`.
 
     `shape`: (C, H, W) as the YAML declares it; the source is held to it (ValueError). `batch_size`: images a process
-    and micro-step. The images stay on the device as uint8 and only indices travel.
+    and micro-step. `flips`: half of all training images are mirrored left to right, anew in every epoch; `train` and
+    `held_out` never are. The images stay on the device as uint8 and only indices travel.
     """
 
-    def __init__(self, source: ImageSource, shape: Sequence[int], batch_size: int, seed: int):
+    def __init__(self, source: ImageSource, shape: Sequence[int], batch_size: int, seed: int, flips: bool = False):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"data.batch_size={batch_size}: at least 1 image is needed")
-        self.source, self.shape, self.batch_size, self.seed = source, tuple(shape), batch_size, seed
+        self.source, self.shape, self.batch_size, self.seed, self.flips = source, tuple(shape), batch_size, seed, flips
         self._on_device: Tensor | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -113,6 +124,7 @@ class ImageDataModule(LightningDataModule):
             start=trainer.fit_loop.epoch_loop.batch_progress.total.ready,
             rank=trainer.global_rank,
             world=trainer.world_size,
+            flips=self.flips,
         )
         return DataLoader(Indices(len(self.train)), batch_sampler=order, collate_fn=lambda batch: batch)
 
@@ -120,4 +132,8 @@ class ImageDataModule(LightningDataModule):
         """Indices on the device → images on the device."""
         if self._on_device is None or self._on_device.device != batch.device:
             self._on_device = self.train.to(batch.device)
-        return from_uint8(self._on_device[batch])
+        if not self.flips:
+            return from_uint8(self._on_device[batch])
+        n = len(self._on_device)
+        images = self._on_device[batch % n]
+        return from_uint8(torch.where((batch >= n)[:, None, None, None], images.flip(3), images))

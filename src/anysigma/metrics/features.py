@@ -26,15 +26,19 @@ class Classifier(nn.Module):
     """A small convolutional classifier, uint8 `[B, C, H, W]` → logits `[B, classes]`; `features` gives `[B, dim]`.
 
     Features are averages over all positions, as Inception's are: beside a fully connected layer of the same accuracy
-    they saw noise and blur better at the same n, and varied less among samples of real images.
+    they saw noise and blur better at the same n, and varied less among samples of real images. 3x3 convolutions of
+    `widths`, then `dim` channels; the image is halved after those convolutions whose number (from 1) is in `pools`.
     """
 
-    def __init__(self, channels: int, dim: int = 64, classes: int = 10):
+    def __init__(
+        self, channels: int, dim: int = 64, classes: int = 10, widths: Sequence[int] = (32, 64), pools: Sequence[int] = (2,)
+    ):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
-            nn.MaxPool2d(2), nn.Conv2d(64, dim, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        )  # fmt: skip
+        layers, inputs = [], channels
+        for number, width in enumerate([*widths, dim], 1):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()] + [nn.MaxPool2d(2)] * (number in pools)
+            inputs = width
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(dim, classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ class ClassifierFeatures(nn.Module):
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if tuple(self.facts.get("shape", ())) != self.shape:
             raise ValueError(f"features={name} were made for shape {self.facts.get('shape')}, the data has {list(shape)}")
-        self.network = Classifier(self.shape[0])
+        self.network = Classifier(self.shape[0], **self.facts.get("classifier", {}))
         self.network.load_state_dict(state)
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.num_features = self.network.head.in_features  # the name torchmetrics asks for

@@ -39,7 +39,14 @@ class Last(Checkpoint):
             self._saved_at = step
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
 
-    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """The handlers as they were; before Lightning gives back its own, else its would stay for good."""
         while self._handlers:
             signal.signal(*self._handlers.popitem())
 

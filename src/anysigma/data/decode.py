@@ -1,0 +1,58 @@
+"""One image file as an array of the wanted shape."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def decode(path: Path, shape: Sequence[int], crop: str, background: int) -> np.ndarray:
+    """The file as uint8 `[C, H, W]`, upright, its first frame; raises ValueError with a few words for what is none.
+
+    `crop`: center or none; `background`: the grey level 0..255 under transparent pixels. Gigantic means more than
+    PIL.Image.MAX_IMAGE_PIXELS.
+    """
+    C, H, W = shape
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                image.load()
+                image = opaque(eight_bits(ImageOps.exif_transpose(image)), background).convert("L" if C == 1 else "RGB")
+        if image.size != (W, H):
+            if crop == "none":
+                raise ValueError(f"{image.height}x{image.width}, not {H}x{W}, and data.source.crop=none")
+            image = ImageOps.fit(image, (W, H), Image.Resampling.BICUBIC)  # Pillow's bicubic filters when it shrinks
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"gigantic, more than {Image.MAX_IMAGE_PIXELS} pixels") from error
+    except Exception as error:  # decoders answer damaged files with whatever they stumble over
+        raise ValueError(_words(error, path)) from error
+    return np.asarray(image).reshape(H, W, C).transpose(2, 0, 1)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits, 65535 → 255; Pillow itself would cut it at 255. Everything else as it is."""
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image).astype(np.float64) / 257
+    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+
+
+def opaque(image: Image.Image, background: int) -> Image.Image:
+    """Transparent pixels over a grey `background`; a palette and other colour spaces become RGB, grey stays grey."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (background,) * 3 + (255,)), image).convert("RGB")
+    return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _words(error: Exception, path: Path) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "empty" if path.stat().st_size == 0 else "not a PNG, JPEG or WebP image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
