@@ -86,7 +86,7 @@ def test_the_same_numbers_lie_in_csv_and_results(place):
     for metric in ("train/loss", "train/images_per_s", "train/lr", "held_out/loss", "distance/fd_digits"):
         assert (metric, "20") in found
     results = json.loads((place / "logs/train/first/results.json").read_text())
-    (row,) = results["rows"]
+    row = results["rows"][0]
     assert row["value"] == found["final/fd_digits", "20"] and row["metric"] == "fd_digits"
     assert {"study", "metric", "value", "error", "floor", "n", "params", "card"} <= row.keys()
     card = results["cards"][row["card"]]
