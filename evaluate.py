@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 import anysigma  # noqa: F401  first: it makes torch and torchvision meet
 from anysigma.checkpoint import find, load_weights, read
 from anysigma.cli import entry, task
-from anysigma.config import ConfigError, build, check, output_folder, register, stored_data
+from anysigma.config import ConfigError, build, check, command, output_folder, plain, register, stored_data
+from anysigma.metrics.card import versions
+from anysigma.record import Record
 from anysigma.runs import RUNS, listing
 
 CONF = str(Path(__file__).parent / "conf")
@@ -21,15 +23,20 @@ register()
 def main(cfg: DictConfig) -> None:
     """compose → check → build → run."""
     check(cfg)
+    study, sampler, folder = build(cfg.study), build(cfg.sampler), Path(output_folder())
+    record = Record(folder, build(cfg.logger), {"command": command(), "config": plain(cfg), "versions": versions()})
     if cfg.checkpoint is None:
-        raise ConfigError(f"checkpoint=<run> is missing; there are: {', '.join(listing(names=True)) or 'none yet'}")
+        if study.needs_checkpoint:
+            raise ConfigError(f"checkpoint=<run> is missing; there are: {', '.join(listing(names=True)) or 'none yet'}")
+        record.add(study.run(None, sampler, None, None, folder))
+        record.close()
+        return
     path = find(cfg.checkpoint, cfg.which, RUNS)
     checkpoint = read(path)
     config = checkpoint["config"]
     denoiser, data = config["job"]["module"]["denoiser"], stored_data(config, cfg.data)
     features = cfg.features or config["features"]
     check({"denoiser": denoiser, "data": data, "features": features})
-    sampler = build(cfg.sampler)
     sampler.pairs(build(config["schedule"]).T)
     from anysigma.studies.evaluation import Evaluation
 
@@ -38,9 +45,14 @@ def main(cfg: DictConfig) -> None:
         data=build(data),
         features=build(features),
         hardware=build(cfg.hardware),
-        card={"checkpoint": str(path), "weights": cfg.weights, "step": checkpoint["step"], "schedule": config["schedule"]},
+        card={
+            "checkpoint": str(path),
+            "step": checkpoint["step"],
+            "schedule": config["schedule"],
+            "weights": f"ema {config['ema']['decay']}" if cfg.weights == "ema" else "raw",
+        },  # fmt: skip
     )
-    evaluation.run(build(cfg.study), sampler, Path(output_folder()))
+    evaluation.run(study, sampler, record)
 
 
 if __name__ == "__main__":

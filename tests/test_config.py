@@ -249,7 +249,7 @@ def test_an_unwritable_logs_folder_is_one_line(tmp_path):
         (["checkpoint=nothing"], "neither a run below logs/train, nor a folder, nor a file"),
         (["checkpoint=https://example.org/a.ckpt"], "a URL; download the file first"),
         (["checkpoint=nothing", "data.shape=[1,2,3]"], "unknown key data.shape"),
-        (["checkpoint=nothing", "save=jpg"], "nothing"),
+        (["checkpoint=nothing", "save=jpg"], "save=jpg: png, npz or null"),
     ],
 )
 def test_evaluate_says_what_it_lacks(words, message, tmp_path):

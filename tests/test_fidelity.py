@@ -1,14 +1,17 @@
 """Distances: two libraries agree, a set is at distance 0 of itself, unequal n is refused."""
 
+import os
+
 import pytest
 import torch
 
 from anysigma.data.digits import Digits
 from anysigma.metrics.features import ClassifierFeatures, NoFeatures, none
-from anysigma.metrics.fidelity import Monitor, distance, floor, mean_and_error, measures, real_splits
+from anysigma.metrics.fidelity import Monitor, at_most, distance, floor, mean_and_error, measures, real_splits
 from anysigma.metrics.inception import InceptionFeatures
 from anysigma.metrics.resnet import CifarResNet56
-from anysigma.studies.fidelity import measured
+from anysigma.metrics.vectors import cached_vectors, vectors
+from anysigma.studies.fidelity import RealImages, measured
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +55,33 @@ def test_the_distance_of_two_gaussians_has_its_closed_form(digits):
 
 def test_the_floor_is_seeded_kept_and_at_the_same_n(features, digits, tmp_path):
     images = torch.cat([digits.train, digits.held_out])
-    first = floor(images, 360, 3, features, tmp_path)
-    assert [len(half) for half, _ in real_splits(images, 360, 1)] == [360]
-    assert len(list(tmp_path.iterdir())) == 1
-    assert floor(images, 360, 3, features, tmp_path) == floor(images, 360, 3, features) == first
-    assert floor(images, 120, 3, features)["mean"] > first["mean"]  # biased upward by 1/n
+    real = cached_vectors(images, features, tmp_path)
+    first = floor(real, 360, 3, features)
+    assert [len(half) for half, _ in real_splits(real, 360, 1)] == [360]
+    assert floor(cached_vectors(images, features, tmp_path), 360, 3, features) == first
+    assert floor(vectors(images, features), 360, 3, features) == first
+    by_hand = [distance(one, rest, features) for one, rest in real_splits(images, 360, 2)]
+    assert floor(real, 360, 2, features)["mean"] == pytest.approx(sum(by_hand) / 2, abs=1e-6)
+    assert floor(real, 120, 3, features)["mean"] > first["mean"]  # biased upward by 1/n
+
+
+def test_vectors_are_kept_by_what_they_were_made_of_and_refused_for_other_data(features, digits, tmp_path):
+    held_out = cached_vectors(digits.held_out, features, tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert torch.equal(cached_vectors(digits.held_out, features, tmp_path), held_out)
+    cached_vectors(digits.train, features, tmp_path)
+    (other,) = set(tmp_path.iterdir()) - {path}
+    os.replace(other, path)
+    with pytest.raises(ValueError, match="belongs to other data: images is"):
+        cached_vectors(digits.held_out, features, tmp_path)
+    path.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="is damaged"):
+        cached_vectors(digits.held_out, features, tmp_path)
 
 
 def test_unequal_n_is_refused(features, digits):
     with pytest.raises(ValueError, match="a set of 100 generated images cannot stand beside a floor at 360"):
-        measured((digits.train[:100],), digits.train, 360, features)
+        measured((digits.train[:100],), 360, RealImages(digits, features, None))
 
 
 def test_mean_and_error_over_disjoint_sets():
@@ -96,23 +116,27 @@ def test_absent_weights_foreign_shapes_and_no_features_say_so():
         none()
 
 
+def measured_images(generated, reference, features):
+    return measures(vectors(generated, features), vectors(reference, features), features)
+
+
 def test_kid_precision_and_recall_are_those_of_torch_fidelitys_own_functions(features, digits):
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    found = measures(digits.held_out, digits.train, features)
+    found = measured_images(digits.held_out, digits.train, features)
     assert found.keys() == {"fd_digits", "kid_digits", "precision_digits", "recall_digits"}
-    vectors = features(digits.held_out), features(digits.train)
-    kid = kid_features_to_metric(*vectors, verbose=False, kid_subset_size=360, kid_subsets=100, rng_seed=2020)
-    prc = prc_features_to_metric(*vectors, verbose=False)
+    both = features(digits.held_out), features(digits.train)
+    kid = kid_features_to_metric(*both, verbose=False, kid_subset_size=360, kid_subsets=100, rng_seed=2020)
+    prc = prc_features_to_metric(both[0], at_most(both[1], 360), verbose=False)
     assert found["kid_digits"] == pytest.approx(kid["kernel_inception_distance_mean"], abs=1e-9)
     assert (found["precision_digits"], found["recall_digits"]) == (prc["precision"], prc["recall"])
     assert min(prc["precision"], prc["recall"]) > 0.8
 
 
 def test_memorised_images_are_precise_and_one_image_recalls_nothing(features, digits):
-    copies = measures(digits.train[:360], digits.train, features)
-    same = measures(digits.train[:1].expand(360, -1, -1, -1), digits.train, features)
+    copies = measured_images(digits.train[:360], digits.train[:360], features)
+    same = measured_images(digits.train[:1].expand(360, -1, -1, -1), digits.train, features)
     assert copies["precision_digits"] == 1.0
     assert same["recall_digits"] < 0.05
 
@@ -141,7 +165,7 @@ def random_inception(tmp_path_factory):
 def test_the_inception_path_works_and_says_that_its_weights_are_foreign(random_inception, digits):
     features = InceptionFeatures(str(random_inception), sha256=None)
     assert features.metric == "fid" and features.card()["features_weights"] == "not the published ones"
-    found = measures(digits.train[:8], digits.train[8:16], features)
+    found = measured_images(digits.train[:8], digits.train[8:16], features)
     assert found.keys() == {"fid", "kid_inception", "precision_inception", "recall_inception", "inception_score_inception"}
     assert found["fid"] > 0
     with pytest.raises(ValueError, match="expected 6726825d"):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from conftest import no_noise, point_mass, randn
 
@@ -16,11 +17,21 @@ def test_repeats_are_kept(S, distinct):
     assert (tau[0], tau[-1]) == (1, 801) and tau == sorted(tau)
 
 
-@pytest.mark.parametrize("S", [2, 10, 20, 50, 100, 999])
-@pytest.mark.parametrize("T", [1000, 100, 37])
-def test_it_is_the_formula_in_floats_but_for_their_rounding(S, T):
-    step = (0.8 * T) ** 0.5 / (S - 1)
-    assert Quadratic()(S, T) == [1 + int((i * step) ** 2 + 1e-9) for i in range(S)]
+def official(S, T):
+    """The grid as DDIM's code makes it, 1 + int(s) where that counts t from 0."""
+    return [1 + int(s) for s in np.linspace(0, np.sqrt(0.8 * T), S) ** 2]
+
+
+@pytest.mark.parametrize("T", [1, 2, 4, 5, 10, 37, 100, 125, 500, 720, 1000, 1280, 4000])
+def test_it_is_the_official_grid_for_every_number_of_steps(T):
+    different = [S for S in range(1, min(T, 1000) + 1) if Quadratic()(S, T) != official(S, T)]
+    assert different == []
+
+
+def test_whole_numbers_would_give_another_grid():
+    """x_i² = 4T/5 · i²/(S-1)² without rounding: the comparison above can tell the two apart."""
+    exact = {S: [1 + 4000 * i * i // (5 * (S - 1) ** 2) for i in range(S)] for S in range(2, 1001)}
+    assert [S for S in exact if exact[S] != official(S, 1000)]
 
 
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 10, 1000])

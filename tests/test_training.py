@@ -40,7 +40,7 @@ class NoStudy:
     block, seed = 64, 0
 
     def run(self, *_):
-        return Result([], {})
+        return Result("none")
 
 
 def train_here(folder, *words, study=None):

@@ -4,10 +4,13 @@ import difflib
 import importlib
 import inspect
 import re
+import shlex
+import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -72,12 +75,13 @@ class EvaluateConfig:
     debug: bool = MISSING
     data: DataOverrides = MISSING
     n: int | None = None
-    sets: int = MISSING
-    seed: int = MISSING
+    sets: int | None = None
+    seed: int | None = None
     save: str | None = None
     sampler: Any = MISSING
     study: Any = MISSING
     features: Any = None
+    logger: Any = MISSING
     hardware: Any = MISSING
 
 
@@ -119,6 +123,11 @@ def stored_data(config: dict[str, Any], overrides: DictConfig) -> dict[str, Any]
 def output_folder() -> str:
     """The folder Hydra made for this job."""
     return HydraConfig.get().runtime.output_dir
+
+
+def command() -> str:
+    """The command line that a person can repeat."""
+    return f"python {Path(sys.argv[0]).name} {shlex.join(HydraConfig.get().overrides.task)}"
 
 
 def build(node: Any) -> Any:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 # What does not make another run: where it runs, how it is watched, how far it goes.
 NOT_IN_A_RUN = ("hydra", "hardware", "logger", "run", "resume", "job")
+NOT_IN_A_STUDY = ("hydra", "hardware", "logger")
 HOW_FAR = ("max_steps", "max_time")
 
 
@@ -38,9 +39,15 @@ def sweep_name() -> str:
 
 def study_name(*, _root_: DictConfig) -> str:
     """<run>/<study>-<8 hex> of all that makes the figures."""
-    content = {k: v for k, v in OmegaConf.to_container(_root_, resolve=False).items() if k not in ("hydra", "hardware")}
+    content = {k: v for k, v in OmegaConf.to_container(_root_, resolve=False).items() if k not in NOT_IN_A_STUDY}
     name = str(_root_.checkpoint or "none").removesuffix("/").removesuffix("/checkpoints/last.ckpt").split("/")[-1]
     return f"{name}/{_root_.hydra.runtime.choices.study}-{digest(content)}"
 
 
-NAMES = {"run_name": run_name, "sweep_name": sweep_name, "study_name": study_name}
+def asked(key: str, default: Any, *, _root_: DictConfig) -> Any:
+    """What stands under `key` at the root of evaluate.yaml, or the default: also where it is null, and in training."""
+    said = _root_.get(key) if "checkpoint" in _root_ else None
+    return default if said is None else said
+
+
+NAMES = {"run_name": run_name, "sweep_name": sweep_name, "study_name": study_name, "asked": asked}

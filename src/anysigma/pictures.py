@@ -10,6 +10,7 @@ from torch import Tensor
 
 # A picture's longer side is brought to about this many pixels, by whole factors, so that 8x8 scans can be seen.
 SIDE = 960
+FRAME, REST = 120, 2000  # milliseconds of an animation's frames, and of its last
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 1) -> np.ndarray:
@@ -40,7 +41,9 @@ def shown(path: Path | str) -> str:
 
 
 def save_png(picture: np.ndarray, path: Path) -> Path:
-    """Write and return the path."""
+    """Write and return the path; `[F, H, W, 3]` becomes an animated PNG that rests on its last frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    first, *others = map(Image.fromarray, picture[None] if picture.ndim == 3 else picture)
+    durations = [FRAME] * len(others) + [REST]
+    first.save(path, **({"save_all": True, "append_images": others, "duration": durations, "loop": 0} if others else {}))
     return path

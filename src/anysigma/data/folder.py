@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from anysigma.data.decode import decode
-from anysigma.distributed import say
+from anysigma.distributed import one_at_a_time, say
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMAT = 1  # of the cache; another number makes new ones
@@ -28,7 +28,7 @@ class ImageFolder:
     none refuses other sizes. `background`: the grey level 0..255 under transparent pixels. `held_out`: the share held
     out, by a hash of each file's name, so that a file stays on its side when others come; each side gets at least one.
     `on_error`: stop at the first file that is no whole image, or skip such files and say which. `cache`: the folder of
-    the decoded copies; a change of any name, size, date or setting makes another.
+    the decoded copies; a change of any name, size, date or setting makes another. Of several processes one decodes.
     Raises FileNotFoundError, PermissionError or ValueError, always in one line.
     """
 
@@ -75,7 +75,7 @@ class ImageFolder:
         key = (FORMAT, str(self.root.resolve()), files, self.shape, self.crop, self.background, self.share, self.on_error)
         folder = self.cache / f"folder-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
         if not folder.is_dir():
-            self._make(folder, [name for name, _, _ in files])
+            self._make_once(folder, [name for name, _, _ in files])
         skipped = json.loads((folder / "skipped.json").read_text())
         if skipped:
             more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
@@ -83,6 +83,14 @@ class ImageFolder:
         # copy on write: torch wants writable memory, and the file must stay as it is
         train, held_out = (np.load(folder / f"{split}.npy", mmap_mode="c") for split in ("train", "held_out"))
         return torch.from_numpy(train), torch.from_numpy(held_out)
+
+    def _make_once(self, folder: Path, names: list[str]) -> None:
+        """The first process decodes; the others wait for it, and one of them takes over where it fails."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f"{folder.name}.lock")
+        with one_at_a_time(lock, f"{self.root}: another process decodes these images, waiting for it"):
+            if not folder.is_dir():
+                self._make(folder, names)
 
     def _make(self, folder: Path, names: list[str]) -> None:
         """Decode into a folder aside, then rename it: a cache that is there is whole."""

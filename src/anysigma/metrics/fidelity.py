@@ -1,16 +1,15 @@
 """Fréchet distances: reported by torch-fidelity, monitored by torchmetrics, in features named for what they are."""
 
-import hashlib
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from anysigma.metrics.vectors import vectors
 from anysigma.noise import stream
+from anysigma.progress import progress
 
 
 class Features(Protocol):
@@ -26,17 +25,17 @@ class Features(Protocol):
     def card(self) -> dict: ...
 
 
-class Images(Dataset):
-    """uint8 images as torch-fidelity wants them."""
+class Vectors(Dataset):
+    """Feature vectors in the place where torch-fidelity looks for images: its extractor then has nothing to do."""
 
-    def __init__(self, images: Tensor):
-        self.images = images
+    def __init__(self, vectors: Tensor):
+        self.vectors = vectors
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.vectors)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+        return self.vectors[index]
 
 
 # torch-fidelity's names for what it returns, and ours, to which the features' name is added.
@@ -49,52 +48,63 @@ NAMES = {
 
 
 def distance(generated: Tensor, reference: Tensor, features: Features) -> float:
-    """Fréchet distance between two sets of uint8 images, by torch-fidelity's `calculate_metrics` with our extractor."""
+    """Fréchet distance between two sets of uint8 images, computed by torch-fidelity in our features."""
+    return frechet(vectors(generated, features), vectors(reference, features), features)
+
+
+def frechet(generated: Tensor, reference: Tensor, features: Features) -> float:
+    """The same between two sets of feature vectors `[N, D]`."""
     return calculate(generated, reference, features, fid=True)["frechet_inception_distance"]
 
 
 def measures(generated: Tensor, reference: Tensor, features: Features) -> dict[str, float]:
     """The distance and, in the same features, KID, precision and recall; Inception Score where they have logits.
 
-    One extractor is named for all: torch-fidelity alone would take VGG16 for precision and recall.
+    Both sets are feature vectors. One extractor serves all: torch-fidelity alone would take VGG16 for precision and
+    recall, which depend on both counts: they are taken between sets of equal size, the larger one's first rows in a
+    seeded order.
     """
-    wanted = {"fid": True, "kid": True, "prc": True, "isc": hasattr(features, "both")}
-    subset = min(1000, len(generated), len(reference))
-    found = calculate(generated, reference, features, **wanted, kid_subset_size=subset)
+    wanted = {"fid": True, "kid": True, "isc": hasattr(features, "both")}
+    n = min(len(generated), len(reference))
+    found = calculate(generated, reference, features, **wanted, kid_subset_size=min(1000, n))
+    found |= calculate(at_most(generated, n), at_most(reference, n), features, prc=True, prc_batch_size=1000)
     others = {f"{ours}_{features.name}": found[theirs] for theirs, ours in NAMES.items() if theirs in found}
     return {features.metric: found["frechet_inception_distance"], **others}
 
 
+def at_most(rows: Tensor, n: int) -> Tensor:
+    """n rows in a seeded order, or all as they are."""
+    return rows if len(rows) == n else rows[torch.randperm(len(rows), generator=stream(0))[:n]]
+
+
 def calculate(generated: Tensor, reference: Tensor, features: Features, **wanted: Any) -> dict[str, float]:
-    """torch-fidelity's public call with our extractor, on the CPU, nothing cached outside logs/."""
+    """torch-fidelity's public call on feature vectors, on the CPU, nothing cached outside logs/."""
     import torch_fidelity
 
     found = torch_fidelity.calculate_metrics(
-        input1=Images(generated), input2=Images(reference), cuda=False, batch_size=512, verbose=False,
-        feature_extractor=registered(features), cache=False, save_cpu_ram=True, **wanted,
+        input1=Vectors(generated), input2=Vectors(reference), cuda=False, batch_size=4096, verbose=False,
+        feature_extractor=registered(features.num_features), cache=False, save_cpu_ram=True, **wanted,
     )  # fmt: skip
     return {name: float(value) for name, value in found.items()}
 
 
-def registered(features: Features) -> str:
-    """The name under which torch-fidelity knows this extractor; registered once per weights."""
+def registered(D: int) -> str:
+    """The name under which torch-fidelity knows vectors of D features, with logits behind them or without."""
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-    name = f"{features.name}-{features.sha256[:12]}"
+    name = f"anysigma-vectors-{D}"
     if name in FEATURE_EXTRACTORS_REGISTRY:
         return name
 
     class Extractor(FeatureExtractorBase):
-        """Hands uint8 images to ours and its vector back."""
+        """Hands vectors back as they came."""
 
         def __init__(self, name: str, features_list: list[str], **_: Any):
             super().__init__(name, features_list)
 
-        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-            if "logits" not in self.features_list:
-                return (features(images),)
-            layers = dict(zip(("features", "logits"), features.both(images), strict=True))
+        def forward(self, vectors: Tensor) -> tuple[Tensor, ...]:
+            layers = {"features": vectors[:, :D], "logits": vectors[:, D:]}
             return tuple(layers[name] for name in self.features_list)
 
         @staticmethod
@@ -117,32 +127,23 @@ def registered(features: Features) -> str:
     return name
 
 
-def floor(images: Tensor, n: int, splits: int, features: Features, cache: Path | None = None) -> dict:
+def floor(real: Tensor, n: int, splits: int, features: Features) -> dict[str, float]:
     """The same distance with n real images against all other real ones: mean and sd over seeded random splits.
 
-    `images`: all real images, uint8; what a perfect model could reach at this n. Kept in `cache`, as it depends on
-    images, features, n and splits alone.
+    `real`: the vectors of all real images; what a perfect model could reach at this n.
     """
-    key = hashlib.sha256(images.contiguous().numpy()).hexdigest()[:16]
-    path = cache and cache / f"floor-{key}-{features.name}-{features.sha256[:12]}-{n}-{splits}.json"
-    if path and path.is_file():
-        return json.loads(path.read_text())
-    halves = real_splits(images, n, splits)
-    values = torch.tensor([distance(one, rest, features) for one, rest in halves], dtype=torch.float64)
-    result = {"mean": values.mean().item(), "sd": values.std().item(), "splits": splits}
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result))
-    return result
+    found = [frechet(one, rest, features) for one, rest in progress(real_splits(real, n, splits), splits, "floor")]
+    values = torch.tensor(found, dtype=torch.float64)
+    return {"mean": values.mean().item(), "sd": values.std().item(), "splits": splits}
 
 
-def real_splits(images: Tensor, n: int, splits: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Seeded random splits into n images and the others."""
-    if not 1 < n < len(images) - 1:
-        raise ValueError(f"a floor needs 1 < n < {len(images) - 1} real images, n={n} was asked for")
+def real_splits(real: Tensor, n: int, splits: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Seeded random splits into n of the real images and the others."""
+    if not 1 < n < len(real) - 1:
+        raise ValueError(f"a floor needs 1 < n < {len(real) - 1} real images, n={n} was asked for")
     for split in range(splits):
-        order = torch.randperm(len(images), generator=stream(split))
-        yield images[order[:n]], images[order[n:]]
+        order = torch.randperm(len(real), generator=stream(split))
+        yield real[order[:n]], real[order[n:]]
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float | None]:

@@ -1,5 +1,6 @@
 """τ rules: which S of the T steps a sampler visits. Every rule returns a rising list in 1..T of length S."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,9 +35,12 @@ class Quadratic:
     """τ_i = 1 + ⌊x_i²⌋, x = linspace(0, √(0.8 T), S) (DDIM appendix D.2, quadratic; the official CIFAR10 grid)."""
 
     def __call__(self, S: int, T: int) -> list[int]:
-        """Dense near 1, where it repeats itself, and ends at 1 + ⌊0.8 T⌋."""
-        # x_i² = 4T/5 · i²/(S-1)² in whole numbers: floats fall one short where it is a whole number itself.
-        return [1 + 4 * T * i * i // (5 * max(S - 1, 1) ** 2) for i in range(S)]
+        """Dense near 1, where it repeats itself, and ends at 1 + ⌊0.8 T⌋, but for the rounding of x_i²."""
+        # numpy's linspace to the last bit: where x_i² is a whole number, rounding decides on which side of it τ_i falls.
+        end = math.sqrt(0.8 * T)
+        step = end / max(S - 1, 1)
+        x = [i * step for i in range(S - 1)] + [end if S > 1 else 0.0]
+        return [1 + int(x_i * x_i) for x_i in x]
 
 
 @dataclass(frozen=True)

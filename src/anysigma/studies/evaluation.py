@@ -1,18 +1,29 @@
-"""A study on a checkpoint, from its objects to its files."""
+"""Studies on a checkpoint, from their objects to their files."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.fabric import Fabric
+from torch import nn
 
 from anysigma.data.datamodule import ImageDataModule
 from anysigma.denoiser import Denoiser
 from anysigma.hardware import Hardware
 from anysigma.metrics.fidelity import Features
-from anysigma.pictures import save_png, shown
 from anysigma.samplers.base import Sampler
-from anysigma.studies.base import Model, Study, write_results
+from anysigma.studies.all import results_of
+from anysigma.studies.base import Model, Result, Study, weights_digest
+
+
+class Record(Protocol):
+    """Where results go, one after the other, in one folder."""
+
+    folder: Path
+
+    def add(self, result: Result) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Evaluation:
@@ -28,20 +39,25 @@ class Evaluation:
     ):
         self.denoiser, self.data, self.features, self.hardware, self.card = denoiser, data, features, hardware, card
 
-    def run(self, study: Study, sampler: Sampler, folder: Path) -> None:
-        """Run the study, write results.json and the pictures, print what was found."""
+    def run(self, study: Study, sampler: Sampler, record: Record) -> None:
+        """Run the study; every result is recorded as soon as it stands."""
         self.data.setup()
-        features = self.features()
+        features = self.features() if study.needs_features else None
         parameters = sum(p.numel() for p in self.denoiser.parameters())
         hardware = self.hardware.resolved(self.data.shape, parameters)
         fabric = Fabric(**hardware.lightning())
         fabric.launch()
         hardware.apply(self.denoiser.network)
         denoiser = self.denoiser.to(fabric.device)
-        model = Model(denoiser, self.data.shape, {**self.card, "precision": hardware.precision})
+        if isinstance(features, nn.Module):
+            features.to(fabric.device)
+        card = {**self.card, "weights_sha256": weights_digest(denoiser), "precision": hardware.precision}
+        model = Model(denoiser, self.data.shape, card)
         with fabric.autocast():
-            result = study.run(model, sampler, self.data, features, folder)
+            found = study.run(model, sampler, self.data, features, record.folder)
+            for result in results_of(found):
+                if fabric.is_global_zero:
+                    record.add(result)
         if fabric.is_global_zero:
-            pictures = [save_png(picture, folder / f"{name}.png") for name, picture in result.pictures.items()]
-            write_results(folder / "results.json", [result], lines=result.lines, pictures=[str(p) for p in pictures])
-            print("\n".join([*result.lines, *map(shown, pictures), f"folder   {shown(folder)}"]))
+            record.close()
+        fabric.barrier()

@@ -1,26 +1,27 @@
 """How far generated images are from real ones: the distance of one sampler, with its floor."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from anysigma.data.images import to_uint8
-from anysigma.distributed import gathered, my_share, rank_and_world
+from anysigma.distributed import rank_and_world, say
 from anysigma.metrics.card import versions
 from anysigma.metrics.fidelity import Features, floor, mean_and_error, measures
+from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.noise import ImageNoise
 from anysigma.pictures import grid
-from anysigma.samplers.base import Sampler, generate
+from anysigma.samplers.base import Sampler
 from anysigma.studies.base import Model, Result, describe
+from anysigma.studies.generated import generated
 
-GRID, STRIP = 64, 10
+GRID, STRIP, AT_MOST = 64, 10, 5000
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Fidelity:
     """The distance of `sets` disjoint sets of `n` generated images to the training images, mean and standard error.
 
     `n` null: as many as are held out, at most 5,000. `splits`: random splits of real images for the floor at the
-    same n. `seed` names the noise, `block` images are computed at once. `save`: png,
-    npz or null. `cache`: where floors are kept. Also draws a grid and a trajectory.
+    same n. `seed` names the noise, `block` images are computed at once. `save`: png, npz or null. `cache`: where the
+    real images' features are kept. Also draws a grid and a trajectory.
     """
 
     n: int | None
@@ -40,6 +41,9 @@ class Fidelity:
     save: str | None
     cache: str | None
 
+    needs_checkpoint: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = True
+
     def __post_init__(self):
         if self.save not in (None, "png", "npz"):
             raise ValueError(f"save={self.save}: png, npz or null")
@@ -48,61 +52,103 @@ class Fidelity:
 
     def run(self, model: Model, sampler: Sampler, data: Any, features: Features | None, folder: Path) -> Result:
         """Make the images, measure, draw. Raises ValueError where fewer than n real images are held out."""
-        n = self.n or min(len(data.held_out), 5000)
-        if features and n > len(data.held_out):
-            raise ValueError(f"n={n}: the floor needs as many real images, and {len(data.held_out)} are held out")
-        images = self.generated(model, sampler, n * self.sets if features else max(GRID, n))
-        T = model.denoiser.process.T
-        result = Result([], {**model.card, **describe(sampler, T), "seed": self.seed, "block": self.block})
+        n = count(self.n, data, features)
+        total = n * self.sets if features else max(GRID, n)
+        images = generated(model, sampler, total, seed=self.seed, block=self.block, folder=folder)
+        setting = describe(sampler, model.denoiser.process.T)
+        result = Result("fidelity", card={**model.card, **setting, "seed": self.seed, "block": self.block})
         if rank_and_world()[0] == 0:
             save(images, self.save, folder)
             result.pictures = {"grid": grid(images[:GRID]), "trajectory": strip(model, sampler, self.seed)}
+            result.captions = {
+                "grid": f"The first {min(GRID, len(images))} images.",
+                "trajectory": "One image on its way: x_t above, the x_0 predicted from it below.",
+            }
             if features:
-                self._measure(result, images.split(n), data, features)
+                real = RealImages(data, features, self.cache)
+                self._measure(result, images.split(n), real, setting)
         return result
 
-    def generated(self, model: Model, sampler: Sampler, n: int) -> Tensor:
-        """Images 0..n-1 as uint8 `[n, C, H, W]` on the CPU, every rank making its share; a line shows the progress."""
-        ks = my_share(range(n), self.block)
-        blocks = generate(model.denoiser, sampler, ks, model.shape, seed=self.seed, block=self.block)
-        total = len({k // self.block for k in ks})
-        made = track(blocks, "sampling", total=total, transient=True, disable=rank_and_world()[0] != 0)
-        pieces = [to_uint8(x_0).cpu() for _, x_0 in made]
-        empty = torch.empty(0, *model.shape, dtype=torch.uint8)
-        return gathered(ks, torch.cat([empty, *pieces]))
-
-    def _measure(self, result: Result, sets: tuple[Tensor, ...], data: Any, features: Features) -> None:
-        n, real = len(sets[0]), torch.cat([data.train, data.held_out])
-        base = floor(real, n, self.splits, features, Path(self.cache) if self.cache else None)
-        params = {name: result.card[name] for name in ("sampler", "S", "sigma", "tau", "clip") if name in result.card}
-        for metric, (value, error) in measured(sets, data.train, n, features).items():
-            is_distance = metric == features.metric
-            floors = {"floor": base["mean"] if is_distance else None, "floor_sd": base["sd"] if is_distance else None}
-            row = {"study": "fidelity", "metric": metric, "value": value, "error": error, **floors, "n": n, "params": params}
-            result.rows.append(row)
-        result.card |= {
-            "n": n, "sets": len(sets), "floor_splits": self.splits, "reference": f"{len(data.train)} training images",
-            "data_hash": data.hash, "rounding": "x·127.5+127.5, to nearest", **features.card(), "versions": versions(),
-        }  # fmt: skip
-        row = result.rows[0]
-        spread = f" ± {row['error']:.2f}" if row["error"] is not None else ""
+    def _measure(self, result: Result, sets: tuple[Tensor, ...], real: "RealImages", setting: dict[str, Any]) -> None:
+        base = real.floor(len(sets[0]), self.splits)
+        result.rows = rows("fidelity", sets, real, base, setting)
+        result.card |= real.card(len(sets[0]), len(sets), self.splits)
+        row, metric = result.rows[0], real.features.metric
         result.lines.append(
-            f"{features.metric} {row['value']:.2f}{spread} (floor {base['mean']:.2f} ± {base['sd']:.2f}:"
-            f" {n} real images in place of the generated; {len(sets)} sets of {n})"
+            f"{metric} {figure(row)} (floor {base['mean']:.2f} ± {base['sd']:.2f}:"
+            f" {row['n']} real images in place of the generated; {len(sets)} sets of {row['n']})"
         )
 
 
-def measured(
-    sets: tuple[Tensor, ...], reference: Tensor, n_real: int, features: Features
-) -> dict[str, tuple[float, float | None]]:
+class RealImages:
+    """The real side of every figure: training images as the reference, all real images for the floor."""
+
+    def __init__(self, data: Any, features: Features, cache: str | None):
+        self.data, self.features, self._cache = data, features, Path(cache) if cache else None
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """Vectors of the training images."""
+        return cached_vectors(self.data.train, self.features, self._cache)
+
+    def floor(self, n: int, splits: int) -> dict[str, float]:
+        """What a perfect model could reach at n images; one line where n is small beside the features' dimension."""
+        if n <= self.features.num_features:
+            say(
+                f"warning: n={n} images in {self.features.num_features} features: the distance is biased upward,"
+                " most where n is small; compare it with its floor alone"
+            )
+        held_out = cached_vectors(self.data.held_out, self.features, self._cache)
+        return floor(torch.cat([self.reference, held_out]), n, splits, self.features)
+
+    def measures(self, images: Tensor) -> dict[str, float]:
+        """Every measure of one set of uint8 images."""
+        return measures(vectors(images, self.features), self.reference, self.features)
+
+    def card(self, n: int, sets: int, splits: int) -> dict[str, Any]:
+        """The protocol that all figures against these images share."""
+        return {
+            "n": n, "sets": sets, "floor_splits": splits, "reference": f"{len(self.data.train)} training images",
+            "prc_reference": f"{min(n, len(self.data.train))} of them", "data_hash": self.data.hash,
+            "rounding": "x·127.5+127.5, to nearest", **self.features.card(), "versions": versions(),
+        }  # fmt: skip
+
+
+def count(n: int | None, data: Any, features: Features | None) -> int:
+    """Images a set: n, or as many as are held out; ValueError where the floor would lack real images."""
+    n = n or min(len(data.held_out), AT_MOST)
+    if features and n > len(data.held_out):
+        raise ValueError(f"n={n}: the floor needs as many real images, and {len(data.held_out)} are held out")
+    return n
+
+
+def rows(
+    study: str, sets: tuple[Tensor, ...], real: RealImages, base: dict[str, float], params: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """One row a measure over disjoint sets, the distance first, with its floor `base`."""
+    found = []
+    for metric, (value, error) in measured(sets, len(sets[0]), real).items():
+        is_distance = metric == real.features.metric
+        floors = {"floor": base["mean"] if is_distance else None, "floor_sd": base["sd"] if is_distance else None}
+        row = {"study": study, "metric": metric, "value": value, "error": error, **floors}
+        found.append({**row, "n": len(sets[0]), "params": params})
+    return found
+
+
+def measured(sets: tuple[Tensor, ...], n_real: int, real: RealImages) -> dict[str, tuple[float, float | None]]:
     """Mean and standard error of every measure over disjoint sets; raises ValueError unless each has n_real images.
 
     The distance is biased upward by 1/n: beside a floor at another n it would mean nothing.
     """
     if wrong := [len(one) for one in sets if len(one) != n_real]:
         raise ValueError(f"a set of {wrong[0]} generated images cannot stand beside a floor at {n_real} real ones")
-    found = [measures(one, reference, features) for one in sets]
+    found = [real.measures(one) for one in sets]
     return {metric: mean_and_error([one[metric] for one in found]) for metric in found[0]}
+
+
+def figure(row: dict[str, Any]) -> str:
+    """A value with its standard error."""
+    return f"{row['value']:.2f}" + (f" ± {row['error']:.2f}" if row["error"] is not None else "")
 
 
 @torch.inference_mode()
@@ -116,8 +162,8 @@ def strip(model: Model, sampler: Sampler, seed: int) -> np.ndarray:
         predictions.append(step.x_0)
         x_t = step.x_s
     shown = sorted({round(i) for i in np.linspace(0, len(states) - 1, STRIP)})
-    rows = [torch.cat([*(row[i] for i in shown), x_t]) for row in (states, predictions)]
-    return grid(to_uint8(torch.cat(rows)).cpu(), columns=len(shown) + 1)
+    pictures = [torch.cat([*(row[i] for i in shown), x_t]) for row in (states, predictions)]
+    return grid(to_uint8(torch.cat(pictures)).cpu(), columns=len(shown) + 1)
 
 
 def save(images: Tensor, form: str | None, folder: Path) -> None:
@@ -131,8 +177,3 @@ def save(images: Tensor, form: str | None, folder: Path) -> None:
         (folder / "images").mkdir(exist_ok=True)
         for k, array in enumerate(arrays.squeeze(3) if arrays.shape[3] == 1 else arrays):
             Image.fromarray(array).save(folder / "images" / f"{k:06d}.png")
-
-
-def pairs_of(result: Result) -> Iterator[tuple[str, float]]:
-    """Every row as (name, value), for loggers."""
-    return ((f"final/{row['metric']}", row["value"]) for row in result.rows)

@@ -8,21 +8,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
 from anysigma.checkpoint import load_weights, read
-from anysigma.data.datamodule import ImageDataModule
+from anysigma.data.datamodule import ImageDataModule, Order
+from anysigma.data.images import to_uint8
 from anysigma.distributed import rank_and_world, say
 from anysigma.hardware import Hardware
 from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
-from anysigma.pictures import save_png, shown
-from anysigma.studies.base import Model, Result, Study, write_results
+from anysigma.pictures import grid, save_png, shown
+from anysigma.studies.base import Model, Result, Study, save_pictures, weights_digest, write_results
+from anysigma.training.callbacks.base import report_image
 from anysigma.training.callbacks.last import Last
 from anysigma.training.checkpoint_io import AtomicCheckpointIO
-from anysigma.training.loggers import MetricsCSV
 from anysigma.training.module import DiffusionModule
+
+SHOWN = 64  # training images in samples/data.png
 
 # What Lightning says about things that are as they should be here.
 SILENCED = (
@@ -88,8 +92,10 @@ class TrainingJob:
         if last.exists():
             say(f"going on from step {resumed} of {trainer.max_steps}")
         for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
+            if hasattr(logger, "cut_back"):
                 logger.cut_back(resumed)
+        if resumed == 0 and trainer.is_global_zero:
+            self._show_data(trainer, folder)
         if resumed < trainer.max_steps:
             trainer.fit(self.module, datamodule=self.data, ckpt_path=last if last.exists() else None)
             signal = next(c for c in trainer.callbacks if isinstance(c, Last)).stopped_by
@@ -100,9 +106,23 @@ class TrainingJob:
             load_weights(self.module.ema, read(last))
         return self._finish(trainer, folder, features, max(trainer.global_step, resumed))
 
+    def _show_data(self, trainer: Trainer, folder: Path) -> None:
+        """samples/data.png: the run's first images as the network gets them, flips and all; no points of a plane."""
+        data, n = self.data, len(self.data.train)
+        if data.shape[1] * data.shape[2] > 1:
+            first = Order(n, min(SHOWN, n), data.seed, total=1, flips=data.flips).batch(0)
+            picture = grid(to_uint8(data.on_after_batch_transfer(torch.tensor(first), 0)))
+            save_png(picture, folder / "samples" / "data.png")
+            report_image(trainer, "samples/data", picture)
+
     def _finish(self, trainer: Trainer, folder: Path, features: Features | None, step: int) -> int:
         ema = self.module.ema.to(trainer.strategy.root_device)
-        card = {"weights": f"ema {ema.decay}", "step": step, "precision": trainer.precision}
+        card = {
+            "weights": f"ema {ema.decay}",
+            "weights_sha256": weights_digest(ema),
+            "step": step,
+            "precision": trainer.precision,
+        }
         model = Model(ema, self.data.shape, card)
         result = self.study.run(model, self.module.sampler, self.data, features, folder)
         if rank_and_world()[0] == 0:
@@ -110,11 +130,11 @@ class TrainingJob:
         return 0
 
     def _write(self, trainer: Trainer, folder: Path, result: Result, step: int) -> None:
-        paths = [save_png(picture, folder / "samples" / f"{name}.png") for name, picture in result.pictures.items()]
+        paths = save_pictures(result, folder / "samples")
         for logger in trainer.loggers:
             logger.log_metrics({f"final/{row['metric']}": row["value"] for row in result.rows}, step=step)
             if hasattr(logger, "log_final"):
-                logger.log_final(result)
+                logger.log_final(result, step=step)
         write_results(folder / "results.json", [result], step=step, lines=result.lines, pictures=[str(p) for p in paths])
 
     def _features(self) -> Features | None:

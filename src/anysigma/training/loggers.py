@@ -1,4 +1,4 @@
-"""Where numbers go while a run goes on: metrics.csv always, W&B beside it."""
+"""Where numbers go while a run goes on: metrics.csv always, W&B beside it (TensorBoard: loggers_tensorboard)."""
 
 import csv
 import netrc
@@ -109,7 +109,7 @@ class Wandb(WandbLogger):
         self.experiment.log({key: [wandb.Image(image) for image in images], "trainer/global_step": step})
 
     @rank_zero_only
-    def log_final(self, result: Any) -> None:
+    def log_final(self, result: Any, **_: Any) -> None:
         """The final pictures, the rows as a table, and each value in the summary."""
         import wandb
 

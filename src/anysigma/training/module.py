@@ -1,5 +1,6 @@
 """Training as Lightning sees it."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -7,6 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from anysigma.denoiser import Denoiser
+from anysigma.distributed import is_first
 from anysigma.noise import stream, stream_seed
 from anysigma.objective import LGamma
 from anysigma.samplers.base import Sampler, generate
@@ -35,6 +37,7 @@ class DiffusionModule(LightningModule):
     ):
         super().__init__()
         sampler.pairs(denoiser.process.T)  # refuses S > T before anything is loaded
+        warn_of_untrained_start(denoiser, objective)
         self.denoiser, self.objective, self.sampler, self.optimizer = denoiser, objective, sampler, optimizer
         self.ema = ema(denoiser)
         self.shape, self.warmup, self.seed, self.block = tuple(shape), warmup, seed, block
@@ -61,8 +64,21 @@ class DiffusionModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.ema.update(self.denoiser, k)
 
-    def sample(self, ks: Sequence[int], sampler: Sampler | None = None, seed: int = 0) -> Tensor:
-        """Images k in `ks`, `[n, C, H, W]` about [-1, 1], from the averaged weights."""
+    def sample(self, ks: Sequence[int], sampler: Sampler | None = None, seed: int = 0, block: int | None = None) -> Tensor:
+        """Images k in `ks`, `[n, C, H, W]` about [-1, 1], from the averaged weights; `block`: at once, in place of the module's."""
         with self.trainer.precision_plugin.forward_context():
-            blocks = generate(self.ema, sampler or self.sampler, ks, self.shape, seed=seed, block=self.block)
+            blocks = generate(self.ema, sampler or self.sampler, ks, self.shape, seed=seed, block=block or self.block)
             return torch.cat([torch.empty(0, *self.shape, device=self.device), *(x_0.float() for _, x_0 in blocks)])
+
+
+def warn_of_untrained_start(denoiser: Denoiser, objective: LGamma) -> None:
+    """One line where t = T has no weight in L_γ, as with every bounded γ at α_T = 0: the network learns nothing there."""
+    q, parameterization = denoiser.process, denoiser.parameterization
+    weight = objective.gamma.weight(q, torch.tensor([q.T]), parameterization)
+    if weight == 0 and is_first():
+        warnings.warn(
+            f"{type(objective.gamma).__name__} gives t = {q.T} no weight (α_T = 0, parameterization"
+            f" {type(parameterization).__name__}): a sampler that starts there starts from an untrained step;"
+            " objective=v_mse trains it",
+            stacklevel=3,
+        )

@@ -3,7 +3,7 @@
 from lightning.pytorch import LightningModule, Trainer
 
 from anysigma.data.images import to_uint8
-from anysigma.distributed import my_share, rank_and_world
+from anysigma.distributed import my_share, rank_and_world, spread
 from anysigma.metrics.fidelity import Features, Monitor
 from anysigma.samplers.base import Sampler
 from anysigma.training.callbacks.base import Periodic, report
@@ -25,7 +25,8 @@ class Distance(Periodic):
             self._monitor = Monitor(self.features, module.shape, module.device)
             rank, world = rank_and_world()
             self._monitor.update(trainer.datamodule.train[rank::world], real=True)
-        ks = my_share(range(self.n), module.block)
+        block = spread(self.n, module.block)
+        ks = my_share(range(self.n), block)
         if ks:
-            self._monitor.update(to_uint8(module.sample(ks, self.sampler)), real=False)
+            self._monitor.update(to_uint8(module.sample(ks, self.sampler, block=block)), real=False)
         report(trainer, {f"distance/{self.features.metric}": self._monitor.compute()})

@@ -5,22 +5,26 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 
 from anysigma.data.images import to_uint8
-from anysigma.distributed import gathered, my_share
+from anysigma.distributed import gathered, my_share, spread
 from anysigma.pictures import grid, save_png
 from anysigma.samplers.base import Sampler
 from anysigma.training.callbacks.base import Periodic, report_image
 
 
 class Grid(Periodic):
-    """`n` images by `sampler` from the averaged weights, every `every` steps, as samples/step-<step>.png."""
+    """`n` images by `sampler` from the averaged weights, every `every` steps, as samples/step-<step>.png.
+
+    Every rank makes its share.
+    """
 
     def __init__(self, every: int, n: int, sampler: Sampler):
         super().__init__(every)
         self.n, self.sampler = n, sampler
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
-        ks = my_share(range(self.n), module.block)
-        images = gathered(ks, to_uint8(module.sample(ks, self.sampler)))
+        block = spread(self.n, module.block)
+        ks = my_share(range(self.n), block)
+        images = gathered(ks, to_uint8(module.sample(ks, self.sampler, block=block)))
         if trainer.is_global_zero:
             picture = grid(images)
             save_png(picture, Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:07d}.png")

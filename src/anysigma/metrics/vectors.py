@@ -1,0 +1,70 @@
+"""Feature vectors of images: computed once, kept beside what they were made of."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from anysigma.progress import progress
+
+BATCH = 512
+
+
+def vectors(images: Tensor, features: nn.Module) -> Tensor:
+    """uint8 `[N, C, H, W]` → float32 `[N, D]` on the CPU; where features have logits (`both`), these follow the D."""
+    device = next(features.parameters()).device if isinstance(features, nn.Module) else images.device
+    pieces = images.split(BATCH)
+    with torch.inference_mode():
+        found = [joined(piece.to(device), features).cpu() for piece in progress(pieces, len(pieces), "features")]
+    return torch.cat(found)
+
+
+def joined(images: Tensor, features: nn.Module) -> Tensor:
+    """Features, or features and logits side by side."""
+    return torch.cat(features.both(images), 1) if hasattr(features, "both") else features(images)
+
+
+def image_hash(images: Tensor) -> str:
+    """16 hex digits of the sha256 over uint8 images and their shape."""
+    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
+    digest.update(images.contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def cached_vectors(images: Tensor, features: nn.Module, cache: Path | None) -> Tensor:
+    """`vectors`, kept in `cache` by the images' hash, the features' sha256 and their resize rule.
+
+    Raises ValueError where the file of that name holds vectors of other images or features.
+    """
+    if cache is None:
+        return vectors(images, features)
+    facts = {"images": image_hash(images), "features": features.name, "sha256": features.sha256,
+             "resize": str(features.card().get("resize")), "n": str(len(images))}  # fmt: skip
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    path = cache / f"features-{features.name}-{facts['images']}-{key}.safetensors"
+    if path.is_file():
+        return stored(path, facts)
+    found = vectors(images, features)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.part")
+    save_file({"vectors": found}, aside, metadata=facts)
+    os.replace(aside, path)
+    return found
+
+
+def stored(path: Path, facts: dict[str, str]) -> Tensor:
+    """Vectors read back; ValueError names the line of the header that differs from `facts`."""
+    try:
+        with safe_open(path, "pt") as file:
+            header, found = file.metadata() or {}, file.get_tensor("vectors")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, it will be made anew") from None
+    for name, value in facts.items():
+        if header.get(name) != value:
+            raise ValueError(f"{path} belongs to other data: {name} is {header.get(name)}, not {value}; delete it")
+    return found

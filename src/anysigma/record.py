@@ -1,0 +1,29 @@
+"""What an evaluation found, as files, for loggers and for a person."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from anysigma.distributed import say
+from anysigma.pictures import shown
+from anysigma.studies.base import Result, save_pictures, write_results
+
+
+class Record:
+    """Results in `folder`, one after the other, so that a cut evaluation leaves what it had; `facts`: how it was made."""
+
+    def __init__(self, folder: Path, loggers: Mapping[str, Callable[..., Any]], facts: dict[str, Any]):
+        self.folder, self.facts, self._loggers = folder, facts, loggers
+        self._results: list[Result] = []
+
+    def add(self, result: Result) -> None:
+        """Pictures, results.json, a person's lines."""
+        self._results.append(result)
+        paths = save_pictures(result, self.folder)
+        write_results(self.folder / "results.json", self._results, **self.facts)
+        tables = (f"\n{table.text()}\n" for table in result.tables)
+        say("\n".join([*result.lines, *tables, *map(shown, paths)]))
+
+    def close(self) -> None:
+        """The page over all results, and the way to it."""
+        say(f"folder   {shown(self.folder)}")

@@ -1,0 +1,43 @@
+"""Several studies in one process, one after the other."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anysigma.distributed import say
+from anysigma.samplers.base import Sampler
+from anysigma.studies.base import Model, Result, Study
+
+
+@dataclass(frozen=True)
+class All:
+    """`studies` by name, in their order; each result is on disk before the next study begins."""
+
+    studies: Mapping[str, Study]
+
+    def __post_init__(self):
+        if not self.studies:
+            raise ValueError("study.studies={}: at least one study is needed")
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether any of them does."""
+        return any(study.needs_checkpoint for study in self.studies.values())
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether any of them does."""
+        return any(study.needs_features for study in self.studies.values())
+
+    def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Iterator[Result]:
+        """Every study's results as they stand; shards of generated images are shared among them."""
+        for number, (name, study) in enumerate(self.studies.items(), 1):
+            say(f"\n{number}/{len(self.studies)} {name}")
+            found = study.run(model, sampler, data, features, folder)
+            yield from results_of(found)
+
+
+def results_of(found: Result | Iterable[Result]) -> Iterable[Result]:
+    """One result or several as several."""
+    return [found] if isinstance(found, Result) else found

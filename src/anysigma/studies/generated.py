@@ -1,0 +1,62 @@
+"""Generated images, made once: shards on disk that a cut evaluation and several processes share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anysigma.data.images import to_uint8
+from anysigma.distributed import gathered, my_share
+from anysigma.metrics.card import card_id
+from anysigma.progress import progress
+from anysigma.samplers.base import Sampler, generate
+from anysigma.studies.base import Model, describe
+
+
+def generated(
+    model: Model, sampler: Sampler, n: int, *, seed: int, block: int, folder: Path, what: str = "sampling"
+) -> Tensor:
+    """Images 0..n-1 as uint8 `[n, C, H, W]` on the CPU, on every rank, each rank making its share.
+
+    Block b lies as `folder`/shards/<setting>/<b>.npy, written aside and renamed: what was made is not made again. The
+    setting is the card of model and sampler, with seed and block, so another model's shards are never taken.
+    """
+    setting = {**model.card, **describe(sampler, model.denoiser.process.T), "seed": seed, "block": block}
+    shards = folder / "shards" / card_id(setting)
+    blocks = sorted({k // block for k in my_share(range(n), block)})
+    made = _blocks(model, sampler, blocks, seed, block, shards)
+    pieces = list(progress(made, len(blocks), what))
+    ks = [k for b in blocks for k in range(b * block, (b + 1) * block)]
+    images = torch.cat([torch.empty(0, *model.shape, dtype=torch.uint8), *pieces])
+    return gathered(ks, images)[:n]
+
+
+def _blocks(model: Model, sampler: Sampler, blocks: list[int], seed: int, block: int, shards: Path) -> Iterator[Tensor]:
+    for b in blocks:
+        path = shards / f"{b:06d}.npy"
+        if (images := _read(path, (block, *model.shape))) is None:
+            ks = range(b * block, (b + 1) * block)
+            (_, x_0), *_ = generate(model.denoiser, sampler, ks, model.shape, seed=seed, block=block)
+            images = to_uint8(x_0).cpu()
+            _write(path, images)
+        yield images
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """A whole block, or None where there is none."""
+    try:
+        images = np.load(path, allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return torch.from_numpy(images) if images.shape == shape and images.dtype == np.uint8 else None
+
+
+def _write(path: Path, images: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.part")
+    with open(aside, "wb") as file:
+        np.save(file, images.numpy())
+    os.replace(aside, path)

@@ -1,0 +1,1 @@
+"""The default launcher of sweeps. Hydra takes launchers from `hydra_plugins` alone, a namespace of many packages."""

@@ -1,0 +1,138 @@
+"""One job of a sweep: a process of its own on submitit's local executor, and what became of it."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from submitit.core.utils import JobPaths
+from submitit.local.local import LocalExecutor, LocalJob
+
+from anysigma.studies.base import read_results
+
+LOOK_EVERY = 0.1  # seconds
+GRACE = 5.0  # seconds that processes have between SIGTERM and SIGKILL when the one that started them has gone
+AN_ERROR = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
+
+
+class Alone(LocalExecutor):
+    """submitit's local executor without its controller: a job is one process, in a session of its own.
+
+    The controller hides every GPU, ends a job after a time limit, and at Ctrl-C kills it within a second.
+    """
+
+    def __init__(self, folder: str, job_id: str, env: dict[str, str]):
+        super().__init__(folder)
+        self.job_id, self.env = job_id, env
+
+    def _submit_command(self, command: str) -> LocalJob:
+        paths = JobPaths(self.folder, self.job_id)
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        paths.submitted_pickle.unlink(missing_ok=True)  # of this job's last time: the new process must not read it
+        env = {**self.env, "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": self.job_id}
+        with paths.stdout.open("a") as out, paths.stderr.open("a") as err:
+            process = subprocess.Popen(
+                shlex.split(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, start_new_session=True
+            )
+        return LocalJob(self.folder, self.job_id, process=process)
+
+
+class Job:
+    """A command with its folder. `code`: how it ended, None before; `reason`: one line where it failed."""
+
+    def __init__(self, number: int, total: int, words: str, folder: Path, command: list[str], submitit_folder: str):
+        self.words, self.folder, self.command, self.submitit_folder = words, folder, command, submitit_folder
+        self.id, self.name = str(number), f"{number}/{total} {words}"
+        self.code: int | None = None
+        self.reason, self._asked, self._said_before = "", False, 0
+        self._paths = JobPaths(submitit_folder, self.id)
+
+    @property
+    def log(self) -> str:
+        """The file with its errors, as a person would type it."""
+        return os.path.relpath(self._paths.stderr)
+
+    def start(self, env: dict[str, str]) -> None:
+        """Submit it: submitit's process unpickles one call, execv, and becomes the command."""
+        say(f"{self.name}  → {self.folder}")
+        self._said_before = self._paths.stderr.stat().st_size if self._paths.stderr.exists() else 0
+        job = Alone(self.submitit_folder, self.id, env).submit(os.execv, sys.executable, self.command)
+        self._process: subprocess.Popen[Any] = job._process
+
+    def stop(self, times: int) -> None:
+        """SIGTERM, at which training saves, and at the second saves no more; the third time SIGKILL for all of it."""
+        self._asked = True
+        if times < 3:
+            self._process.terminate()
+        else:
+            self._signal_all(signal.SIGKILL)
+
+    def ended(self) -> bool:
+        """Whether it has; then its outcome is said, and nothing that it started is left behind."""
+        self.code = self._process.poll()
+        if self.code is None:
+            return False
+        if self.code != 0:
+            self.clear()
+            if not self._asked:
+                self.reason = self._why()
+        say(f"{self.name}  {self._outcome()}")
+        if self.reason and os.environ.get("ANYSIGMA_TRACE") == "1":
+            say(self._errors())
+        return True
+
+    def clear(self) -> None:
+        """End whatever of it still runs: SIGTERM, and SIGKILL after a while."""
+        until = time.monotonic() + GRACE
+        self._signal_all(signal.SIGTERM)
+        while self._signal_all(0) and time.monotonic() < until:
+            self._process.poll()
+            time.sleep(LOOK_EVERY)
+        self._signal_all(signal.SIGKILL)
+
+    def _signal_all(self, number: int) -> bool:
+        """Send it to every process of the job; whether there is any."""
+        try:
+            os.killpg(self._process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+    def _outcome(self) -> str:
+        if self.reason:
+            return f"failed: {self.reason}"
+        if self.code != 0:
+            return "stopped and saved" if self.code == 128 + signal.SIGTERM else "stopped"
+        results = self.folder / "results.json"
+        return "; ".join(lines(read_results(results))) if results.exists() else "done"
+
+    def _why(self) -> str:
+        said = [line.strip() for line in self._errors().splitlines() if line.strip()]
+        error = next((line for line in reversed(said) if AN_ERROR.match(line)), None)
+        if self.code < 0 and error is None:
+            return f"ended by {signal.Signals(-self.code).name}"
+        return (error or (said or [f"exit code {self.code}"])[-1]).removeprefix("error: ")
+
+    def _errors(self) -> str:
+        """What it said this time on stderr."""
+        with self._paths.stderr.open("rb") as file:
+            file.seek(self._said_before)
+            return file.read().decode(errors="replace")
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """What a person is told of results.json: a run's lines, or those of an evaluation's studies."""
+    found = results.get("lines") or [line for section in results.get("sections", ()) for line in section["lines"]]
+    return found or [f"finished at step {results['step']}" if "step" in results else "done"]
+
+
+def say(line: str) -> None:
+    """One line, if anybody still listens: the terminal may have gone while jobs save."""
+    with suppress(OSError):
+        print(line, flush=True)

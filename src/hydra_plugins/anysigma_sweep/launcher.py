@@ -1,0 +1,149 @@
+"""`hydra/launcher=jobs`: each job of a sweep is a process with a folder of its own, `hydra.launcher.at_once` at a time.
+
+A job is the command a person would type, `python train.py seed=2`: it can do all that a run can (several processes,
+going on, stopping) and knows nothing of its neighbours. Hydra imports this file whenever it starts: keep it light.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra._internal.utils import get_args
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
+from omegaconf import OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from hydra_plugins.anysigma_sweep._job import Job
+
+LOOK_EVERY = 0.1  # seconds
+NO_OTHER_RUN = "run=, hardware=, logger= and trainer.max_steps= make no other run"
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@dataclass
+class JobsConf:
+    """`at_once`: how many jobs run at a time, the cores shared out among them; `submitit_folder`: %j is the job."""
+
+    _target_: str = "hydra_plugins.anysigma_sweep.launcher.JobsLauncher"
+    submitit_folder: str = "${hydra.sweep.dir}/.submitit/%j"
+    at_once: int = 1
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="jobs", node=JobsConf, provider="anysigma_sweep")
+
+
+class JobsLauncher(LocalLauncher):
+    """submitit's local launcher that starts the next job when one ends. A failed job is counted and leaves the others alone.
+
+    SIGINT, SIGTERM and SIGHUP reach the running jobs, which save; a second one ends them at once, a third kills them.
+    The process ends with 1 where a job failed and with 128 + signal where it was stopped.
+    """
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run every job; returns only where all went well."""
+        at_once = self.params["at_once"]
+        if at_once < 1:
+            raise HydraException(f"hydra.launcher.at_once={at_once}: at least 1 job has to run at a time")
+        jobs = self._jobs(job_overrides, initial_job_idx)
+        with noted() as asked:
+            run(jobs, at_once, environment(min(at_once, len(jobs))), asked)
+        done, failed = [job for job in jobs if job.code == 0], [job for job in jobs if job.reason]
+        if asked:
+            said = f"stopped with {len(done)} of {len(jobs)} jobs done; the same command goes on from what is saved"
+            print(said, file=sys.stderr)
+        else:
+            print(f"{len(jobs)} jobs, {len(failed)} failed", flush=True)
+        for job in failed:
+            print(f"  {job.name}: {job.reason}\n    its log: {job.log}", file=sys.stderr)
+        if asked or failed:
+            raise SystemExit(128 + asked[0] if asked else 1)
+        return [JobReturn(overrides=list(words), status=JobStatus.COMPLETED) for words in job_overrides]
+
+    def _jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> "list[Job]":
+        """The jobs with their folders. Raises HydraException where two would share one."""
+        from hydra_plugins.anysigma_sweep._job import Job
+
+        often = Counter(word for words in job_overrides for word in set(words))
+        jobs: dict[Path, Job] = {}
+        for i, words in enumerate(job_overrides, first):
+            own = " ".join(word for word in words if often[word] < len(job_overrides)) or " ".join(words)
+            folder = self._folder(words, i)
+            if folder in jobs:
+                raise HydraException(f"{jobs[folder].words} and {own} would share a folder, {folder}: {NO_OTHER_RUN}")
+            command, logs = self._command(words, folder, i), self.params["submitit_folder"]
+            jobs[folder] = Job(i + 1, first + len(job_overrides), own, folder, command, logs)
+        return list(jobs.values())
+
+    def _folder(self, words: Sequence[str], i: int) -> Path:
+        """Where Hydra would have put this job."""
+        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
+        with open_dict(cfg.hydra.job) as job:
+            job.num, job.id = i, str(i)
+        return Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir
+
+    def _command(self, words: Sequence[str], folder: Path, i: int) -> list[str]:
+        """What a person would type for this job alone, with what was said to Hydra itself."""
+        args = get_args()
+        said = {"--config-path": args.config_path, "--config-name": args.config_name, "--config-dir": args.config_dir}
+        flags = [part for flag, value in said.items() if value for part in (flag, value)]
+        hydra = [w for w in OmegaConf.to_container(self.config.hydra.overrides.hydra) if not w.startswith("hydra.mode=")]
+        place = QuotedString(text=str(folder), quote=Quote.double).with_quotes()
+        own = ["hydra.mode=RUN", f"hydra.run.dir={place}", f"hydra.job.num={i}", f"hydra.job.id={i}"]
+        return [sys.executable, "-u", os.path.abspath(sys.argv[0]), *flags, *words, *hydra, *own]
+
+
+def run(jobs: "Sequence[Job]", at_once: int, env: dict[str, str], asked: Sequence[int]) -> None:
+    """The jobs in turn, at most `at_once` at a time; none starts after a signal in `asked`, and none is left running."""
+    waiting, running, heard = deque(jobs), [], 0
+    try:
+        while running or (waiting and not asked):
+            while waiting and len(running) < at_once and not asked:
+                waiting[0].start(env)
+                running.append(waiting.popleft())
+            time.sleep(LOOK_EVERY)
+            while heard < len(asked):
+                heard += 1
+                for job in running:
+                    job.stop(heard)
+            running = [job for job in running if not job.ended()]
+    finally:
+        for job in running:
+            job.clear()
+
+
+def environment(at_once: int) -> dict[str, str]:
+    """This one, for jobs of which `at_once` share the cores; each of them cares for its own errors."""
+    from anysigma.hardware import cores
+
+    env = dict(os.environ)
+    if env.get("ANYSIGMA_TRACE") != "1":
+        env.pop("HYDRA_FULL_ERROR", None)  # set by anysigma.cli for this process
+    if at_once > 1 and not env.get("OMP_NUM_THREADS"):
+        env["OMP_NUM_THREADS"] = str(max(1, cores() // at_once))
+    return env
+
+
+@contextmanager
+def noted() -> Iterator[list[int]]:
+    """The signals that ask to stop, as they come, in place of what they do; an ignored one (nohup) stays ignored."""
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
