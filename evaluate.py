@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
             "step": checkpoint["step"],
             "schedule": config["schedule"],
             "weights": f"ema {config['ema']['decay']}" if cfg.weights == "ema" else "raw",
-        },  # fmt: skip
+        },
     )
     evaluation.run(study, sampler, record)
 

@@ -7,10 +7,11 @@ import hydra
 from omegaconf import DictConfig
 
 import anysigma  # noqa: F401  first: it makes torch and torchvision meet
+from anysigma.checkpoint import find
 from anysigma.cli import entry, task
 from anysigma.config import build, check_train, output_folder, plain, register
 from anysigma.distributed import say
-from anysigma.runs import finished, refuse_if_not_empty, result
+from anysigma.runs import RUNS, finished, refuse_if_not_empty, result
 
 CONF = str(Path(__file__).parent / "conf")
 register()
@@ -30,7 +31,8 @@ def main(cfg: DictConfig) -> int:
     import torch
 
     torch.manual_seed(cfg.seed)  # the network's first weights
-    code = build(cfg.job).run(folder, plain(cfg))
+    start = find(cfg.init, "last", RUNS) if cfg.init else None
+    code = build(cfg.job).run(folder, plain(cfg), start)
     if code == 0:
         say(result(folder, cfg.trainer.max_steps))
     elif code > 128:

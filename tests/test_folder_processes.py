@@ -99,7 +99,7 @@ def test_where_the_decoding_process_dies_another_takes_over(place):
     processes = started(place, 2, seconds=0.1, ranks=(0, 0))
     until(lambda: (place / "decoded").exists() and len(decoded(place)) >= 3)
     (aside,) = (place / "cache").glob("*.part")
-    dying, living = sorted(processes, key=lambda process: str(process.pid) not in aside.name)
+    dying, living = sorted(processes, key=lambda process: f".{process.pid}." not in aside.name)
     dying.send_signal(signal.SIGKILL)
     ((out, error, code),) = ended([living])
     assert dying.wait(60) == -signal.SIGKILL and code == 0, error

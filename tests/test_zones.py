@@ -18,6 +18,7 @@ MATHS = [
     "denoiser.py",
     "objective.py",
     "noise.py",
+    "bound.py",
 ]
 COMPOSITION = ["config.py", "cli.py", "names.py"]
 

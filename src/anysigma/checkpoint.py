@@ -3,6 +3,7 @@
 import os
 import pickle
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def load_weights(denoiser: Denoiser, checkpoint: dict[str, Any], weights: str = 
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ValueError(f"the checkpoint holds another network than its config describes: {first}") from None
     return denoiser.eval().requires_grad_(False)
+
+
+def warm_start(denoisers: Iterable[Denoiser], checkpoint: dict[str, Any]) -> None:
+    """Give every denoiser the averaged weights of a checkpoint. Raises ValueError where the network is another."""
+    for denoiser in denoisers:
+        trained = denoiser.training, [p.requires_grad for p in denoiser.parameters()]
+        load_weights(denoiser, checkpoint)
+        denoiser.train(trained[0])
+        for parameter, wanted in zip(denoiser.parameters(), trained[1], strict=True):
+            parameter.requires_grad_(wanted)
 
 
 def find(name: str, which: str, runs: Path) -> Path:

@@ -37,6 +37,7 @@ class TrainConfig:
 
     seed: int = MISSING
     run: str | None = None
+    init: str | None = None
     resume: str = MISSING
     debug: bool = MISSING
     trainer: Any = MISSING

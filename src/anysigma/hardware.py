@@ -48,7 +48,7 @@ class Hardware:
         precision = "bf16-mixed" if self._on_gpu and parameters > 1e6 else "32-true"
         large = pixels >= CHANNELS_LAST_FROM_PIXELS
         return replace(
-            self,
+            self._launched(),
             accelerator=accelerator,
             precision=precision if self.precision == "auto" else self.precision,
             threads=self.threads or max(1, cores() // self._processes_here(accelerator)),
@@ -57,8 +57,17 @@ class Hardware:
             else self.memory_format,
         )
 
+    def _launched(self) -> "Hardware":
+        """As torchrun says, where it started this process: so many processes a node, so many nodes."""
+        if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
+            return self
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        strategy = "ddp" if self.strategy == "auto" else self.strategy
+        return replace(self, devices=here, num_nodes=int(os.environ["WORLD_SIZE"]) // here, strategy=strategy)
+
     def _processes_here(self, accelerator: str) -> int:
-        return self.devices if accelerator == "cpu" and isinstance(self.devices, int) else 1
+        devices = self._launched().devices
+        return devices if accelerator == "cpu" and isinstance(devices, int) else 1
 
     def apply(self, network: torch.nn.Module) -> torch.nn.Module:
         """Set the thread count and give the network its memory format."""

@@ -15,15 +15,27 @@ class Record:
     def __init__(self, folder: Path, loggers: Mapping[str, Callable[..., Any]], facts: dict[str, Any]):
         self.folder, self.facts, self._loggers = folder, facts, loggers
         self._results: list[Result] = []
+        self._open: list[Any] | None = None
 
     def add(self, result: Result) -> None:
         """Pictures, results.json, a person's lines."""
         self._results.append(result)
         paths = save_pictures(result, self.folder)
         write_results(self.folder / "results.json", self._results, **self.facts)
+        for logger in self._started():
+            logger.log_study(result)
         tables = (f"\n{table.text()}\n" for table in result.tables)
         say("\n".join([*result.lines, *tables, *map(shown, paths)]))
 
     def close(self) -> None:
         """The page over all results, and the way to it."""
+        for logger in self._started():
+            logger.finish(0)
         say(f"folder   {shown(self.folder)}")
+
+    def _started(self) -> list[Any]:
+        """The loggers that take studies, started with the first result."""
+        if self._open is None:
+            made = [logger(folder=self.folder, config=self.facts["config"]) for logger in self._loggers.values()]
+            self._open = [logger for logger in made if hasattr(logger, "log_study")]
+        return self._open

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
-from anysigma.checkpoint import load_weights, read
+from anysigma.checkpoint import load_weights, read, warm_start
 from anysigma.data.datamodule import ImageDataModule, Order
 from anysigma.data.images import to_uint8
 from anysigma.distributed import rank_and_world, say
@@ -63,15 +63,18 @@ class TrainingJob:
         self.callbacks, self.loggers, self.trainer = callbacks, loggers, trainer
         self.study = study
 
-    def run(self, folder: Path, config: dict[str, Any]) -> int:
-        """Train (or go on), measure, write; returns the process's exit code."""
+    def run(self, folder: Path, config: dict[str, Any], start: Path | None = None) -> int:
+        """Train (or go on, or begin with the averaged weights of `start`), measure, write; returns the exit code."""
         quieten()
         self.data.setup()
         features = self._features()
         parameters = sum(p.numel() for p in self.module.denoiser.parameters())
         hardware = self.hardware.resolved(self.data.shape, parameters)
         config = {**config, "hardware": {**config["hardware"], **asdict(hardware)}}
-        for denoiser in (self.module.denoiser, self.module.ema):
+        denoisers = (self.module.denoiser, self.module.ema)
+        if start is not None:
+            warm_start(denoisers, read(start))
+        for denoiser in denoisers:
             hardware.apply(denoiser.network)
         loggers = [logger(folder=folder, config=config) for logger in self.loggers.values()]
         trainer = self._trainer(folder, config, hardware, features, loggers)

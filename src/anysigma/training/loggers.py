@@ -69,14 +69,14 @@ class Wandb(WandbLogger):
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], project: str = "anysigma", mode: str | None = None):
-        folder = Path(folder)
+        logs, job, *names = place(folder)
         for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
-            os.environ.setdefault(name, str(folder.parent.parent / "cache" / "wandb"))
+            os.environ.setdefault(name, str(logs / "cache" / "wandb"))
         mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         settings = {"console": "off", "init_timeout": 20, "silent": True, "x_disable_stats": mode != "online"}
         super().__init__(
-            name=folder.name, save_dir=str(folder), project=project, id=folder.name[-64:], resume="allow",
-            config=config, mode=mode, settings=self._settings(settings),
+            name=names[-1], save_dir=str(folder), project=project, id="-".join(names)[-64:], resume="allow", job_type=job,
+            group="/".join(names[:-1]) or None, config=config, mode=mode, settings=self._settings(settings),
         )  # fmt: skip
         self._wandb_init.pop("anonymous", None)  # it only warns now
         self._start(mode)
@@ -113,18 +113,64 @@ class Wandb(WandbLogger):
         """The final pictures, the rows as a table, and each value in the summary."""
         import wandb
 
-        names = ["study", "metric", "value", "error", "floor", "floor_sd", "n"]
-        table = wandb.Table(columns=names, data=[[row.get(name) for name in names] for row in result.rows])
-        pictures = {f"final/{name}": wandb.Image(picture) for name, picture in result.pictures.items()}
-        self.experiment.log({"final/table": table, **pictures})
+        pictures = {f"final/{name}": wandb.Image(still(picture)) for name, picture in result.pictures.items()}
+        self.experiment.log({"final/table": figures(result.rows), **pictures})
         for row in result.rows:
             self.experiment.summary[f"final/{row['metric']}"] = row["value"]
+
+    @rank_zero_only
+    def log_study(self, result: Any) -> None:
+        """One section of the dashboard a study: its tables, its plots as charts, its pictures; figures in the summary."""
+        import wandb
+
+        found: dict[str, Any] = {f"{result.study}/{name}": wandb.Image(still(p)) for name, p in result.pictures.items()}
+        for name, plot in result.plots.items():
+            xs, ys, keys = (
+                [list(c.x) for c in plot.curves],
+                [list(c.y) for c in plot.curves],
+                [c.label for c in plot.curves],
+            )
+            found[f"{result.study}/{name}"] = wandb.plot.line_series(xs, ys, keys, title=plot.caption, xname=plot.x)
+        for number, table in enumerate(result.tables, 1):
+            data = [list(row) for row in table.rows]
+            found[f"{result.study}/table {number}"] = wandb.Table(columns=list(table.columns), data=data)
+        if result.rows:
+            found[f"{result.study}/figures"] = figures(result.rows)
+        self.experiment.log(found)
+        for row in result.rows:
+            setting = "/".join(str(value) for name, value in row["params"].items() if name in ("sigma", "S", "tau"))
+            self.experiment.summary["/".join(filter(None, (result.study, row["metric"], setting)))] = row["value"]
 
     @rank_zero_only
     def finish(self, exit_code: int) -> None:
         """Close the run with the exit code that its process will have."""
         if self._experiment is not None:
             self._experiment.finish(exit_code=exit_code)
+
+
+def place(folder: Path) -> list[Any]:
+    """logs/<job>/<names …> as [the logs folder, job, names …]; a folder elsewhere as [itself, "train", its name]."""
+    path = Path(folder).absolute()
+    if "logs" not in path.parts or path.parts[-1] == "logs":
+        return [path, "train", path.name]
+    at = len(path.parts) - path.parts[::-1].index("logs")
+    job, *names = path.parts[at:]
+    return [Path(*path.parts[:at]), job, *(names or [job])]
+
+
+def figures(rows: list[dict[str, Any]]) -> Any:
+    """Rows as a W&B table."""
+    import wandb
+
+    names = ["study", "metric", "value", "error", "floor", "floor_sd", "n"]
+    settings = [" ".join(f"{k}={v}" for k, v in row.get("params", {}).items()) for row in rows]
+    cells = [[row.get(name) for name in names] + [setting] for row, setting in zip(rows, settings, strict=True)]
+    return wandb.Table(columns=[*names, "setting"], data=cells)
+
+
+def still(picture: np.ndarray) -> np.ndarray:
+    """A picture, or an animation's last frame."""
+    return picture if picture.ndim == 3 else picture[-1]
 
 
 def has_key() -> bool:

@@ -65,7 +65,7 @@ class DiffusionModule(LightningModule):
         self.ema.update(self.denoiser, k)
 
     def sample(self, ks: Sequence[int], sampler: Sampler | None = None, seed: int = 0, block: int | None = None) -> Tensor:
-        """Images k in `ks`, `[n, C, H, W]` about [-1, 1], from the averaged weights; `block`: at once, in place of the module's."""
+        """Images k in `ks`, `[n, C, H, W]` about [-1, 1], from the averaged weights, `block` at once."""
         with self.trainer.precision_plugin.forward_context():
             blocks = generate(self.ema, sampler or self.sampler, ks, self.shape, seed=seed, block=block or self.block)
             return torch.cat([torch.empty(0, *self.shape, device=self.device), *(x_0.float() for _, x_0 in blocks)])

@@ -1,0 +1,178 @@
+"""How many bits an image costs: the variational bound on held-out images, term by term."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from anysigma.bound import Bound, predicted, squared
+from anysigma.data.images import from_uint8
+from anysigma.distributed import gathered, my_share, spread
+from anysigma.metrics.card import versions
+from anysigma.metrics.fidelity import mean_and_error
+from anysigma.noise import ImageNoise, stream
+from anysigma.plots import Curve, Plot
+from anysigma.progress import progress
+from anysigma.samplers.sigma import Eta, SigmaHat, SigmaRule
+from anysigma.studies.base import Model, Result, Table
+
+AT_MOST = 1000
+NATS = 0.6931471805599453  # in a bit
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """-log₂ p_θ(x_0) ≤ L_T + Σ L_{t-1} + L_0 in bits/dim, DDPM eq. 5, of the chain over τ = 1..T, on held-out images.
+
+    `n` null: all, at most 1,000. `steps`: how many of the T terms each image is asked for, t = 1 always and one t in
+    each stratum of the rest, weighted by the stratum's length, so that the sum has no bias; null: every t.
+    `eta` in (0, 1]; `variance`: p_θ's, sigma (σ² itself) or beta (σ̂² = β_t, with the mean of η = 1). `clip`: f_θ to
+    [-1, 1] in every term. `seed` names noise, strata and the choice of images; `block` images are computed at once.
+    """
+
+    n: int | None
+    steps: int | None
+    eta: float
+    variance: str
+    clip: bool
+    seed: int
+    block: int
+
+    needs_checkpoint: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not 0 < self.eta <= 1:
+            raise ValueError(f"study.eta={self.eta}: p_θ has no density at σ = 0; the bound needs η in (0, 1]")
+        if self.variance not in ("sigma", "beta"):
+            raise ValueError(f"study.variance={self.variance}: sigma (of eta) or beta (σ̂² = β_t)")
+        if self.variance == "beta" and self.eta != 1:
+            raise ValueError(f"study.eta={self.eta}: variance=beta has the mean of η = 1")
+        if self.steps is not None and self.steps < 2:
+            raise ValueError(f"study.steps={self.steps}: at least 2 terms are needed, t = 1 and one other")
+        if self.n is not None and self.n < 1:
+            raise ValueError(f"study.n={self.n}: at least 1 image is needed")
+
+    @property
+    def rule(self) -> SigmaRule:
+        """The sampler's σ rule."""
+        return SigmaHat() if self.variance == "beta" else Eta(self.eta)
+
+    def run(self, model: Model, sampler: Any, data: Any, features: Any, folder: Path) -> Result:
+        """Draw x_t for every image at every t asked for, and sum."""
+        images = from_uint8(chosen(data.held_out, self.n or AT_MOST, self.seed))
+        bound = Bound(model.denoiser.process, self.rule)
+        found = self._found(model, bound, images) / (images[0].numel() * NATS)
+        ts, weights = self.drawn_t(range(len(images)), bound.process.T)
+        L_T = bound.prior(images) / (images[0].numel() * NATS)
+        bits, errors = found[:, :, 0] * weights, found[:, :, 1] * NATS
+        terms = {"L_T": L_T, "L_1..T-1": bits[:, 1:].sum(1), "L_0": bits[:, 0]}
+        result = Result("likelihood", card=self._card(model, data, len(images)), lines=remarks(data))
+        report(result, {"bits/dim": sum(terms.values()), **terms}, len(images), self._params())
+        result.plots = {"likelihood_terms": terms_plot(ts, found[:, :, 0])}
+        result.plots["rate_distortion"] = rate_plot(ts, bits, errors, L_T.mean().item())
+        return result
+
+    def drawn_t(self, ks: range, T: int) -> tuple[Tensor, Tensor]:
+        """Each image's t, long `[n, K]`, the first column 1, and the weight of each column, float64 `[K]`."""
+        edges = strata(T, min(self.steps or T, T))
+        lengths = edges.diff()
+        u = torch.stack([torch.rand(len(lengths), generator=stream(self.seed, k, 1), dtype=torch.float64) for k in ks])
+        ts = edges[:-1] + (u * lengths).long()
+        return torch.cat([torch.ones(len(ts), 1, dtype=int), ts], 1), torch.cat([torch.ones(1), lengths]).double()
+
+    def _found(self, model: Model, bound: Bound, images: Tensor) -> Tensor:
+        """Nats and the squared error of f_θ, float64 `[n, K, 2]`, on every rank, each rank computing its share."""
+        block = spread(len(images), self.block)
+        mine = my_share(range(len(images)), block)
+        blocks = [mine[i : i + block] for i in range(0, len(mine), block)]
+        K = min(self.steps or bound.process.T, bound.process.T)
+        made = (column for ks in blocks for column in self._columns(model, bound, images[ks], ks))
+        columns = list(progress(made, len(blocks) * K, "likelihood"))
+        found = [torch.stack(columns[i * K : (i + 1) * K], 1) for i in range(len(blocks))]
+        return gathered(mine, torch.cat([torch.empty(0, K, 2, dtype=torch.float64), *found]))
+
+    @torch.inference_mode()
+    def _columns(self, model: Model, bound: Bound, x_0: Tensor, ks: list[int]) -> Iterator[Tensor]:
+        """For one column of t after the other: nats and the squared error of f_θ held in [-1, 1], `[B, 2]`."""
+        device = next(model.denoiser.parameters()).device
+        noise = ImageNoise(ks, x_0.shape[1:], self.seed, device)
+        x_0, (ts, _) = x_0.to(device), self.drawn_t(ks, bound.process.T)
+        for i, t in enumerate(ts.to(device).unbind(1)):
+            eps = noise()
+            prediction = predicted(model.denoiser, bound.process.q_sample(x_0, t, eps), t, self.clip)
+            nats = bound.decoder(x_0, prediction) if i == 0 else bound.step(x_0, eps, prediction, t)
+            yield torch.stack([nats, squared(x_0 - prediction.x_0.clamp(-1, 1))], 1)
+
+    def _params(self) -> dict[str, Any]:
+        return {"eta": self.eta, "variance": self.variance, "clip": self.clip}
+
+    def _card(self, model: Model, data: Any, n: int) -> dict[str, Any]:
+        return {
+            **model.card, **self._params(), "tau": f"1..{model.denoiser.process.T}", "n": n, "seed": self.seed,
+            "terms_an_image": self.steps or "all", "block": self.block, "images": "held out", "data_hash": data.hash,
+            "decoder": "256 bins of width 2/255, σ_1² = β̃_2", "grey_levels": data.source.grey_levels,
+            "padding": getattr(data.source, "pad", 0), "versions": versions(),
+        }  # fmt: skip
+
+
+def chosen(images: Tensor, n: int, seed: int) -> Tensor:
+    """n of the images at random, in their order, or all of them where there are no more."""
+    return images[torch.randperm(len(images), generator=stream(seed))[:n].sort().values]
+
+
+def strata(T: int, K: int) -> Tensor:
+    """K rising edges from 2 to T+1, long: K-1 strata of t = 2..T, short where t is small and the terms vary most."""
+    ramp = torch.linspace(0, 1, K, dtype=torch.float64)
+    return torch.maximum(2 + torch.arange(K), (2 + (T - 1) * ramp**2).round().long())
+
+
+def remarks(data: Any) -> list[str]:
+    """What keeps the figure from being compared with papers'."""
+    grey, pad = data.source.grey_levels, getattr(data.source, "pad", 0)
+    lines = [f"{grey} grey levels: bits/dim over 256 bins is not comparable with papers' figures"] if grey != 256 else []
+    return lines + ([f"{pad} pixels of padding on every side count as dimensions and cost next to nothing"] if pad else [])
+
+
+def report(result: Result, found: dict[str, Tensor], n: int, params: dict[str, Any]) -> None:
+    """Rows, a table and a line from bits/dim of every image, `[n]` a term."""
+    table = []
+    for metric, values in found.items():
+        value, error = mean_and_error(values.tolist())
+        row = {"study": "likelihood", "metric": metric, "value": value, "error": error, "floor": None, "floor_sd": None}
+        result.rows.append({**row, "n": n, "params": params})
+        table.append([metric, f"{value:.4f}", "-" if error is None else f"{error:.4f}"])
+    note = "; ".join([f"standard error over {n} held-out images", *result.lines])
+    result.tables.append(Table("Variational bound in bits/dim", ("term", "bits/dim", "s.e."), table, note))
+    result.lines.insert(0, f"at most {' ± '.join(table[0][1:])} bits/dim")
+
+
+def by_t(ts: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The t that occur in `[n, K]`, rising, and the mean of the values at each."""
+    count = torch.bincount(ts.flatten())
+    total = torch.bincount(ts.flatten(), values.flatten())
+    t = count.nonzero().flatten()
+    return t, total[t] / count[t]
+
+
+def terms_plot(ts: Tensor, bits: Tensor) -> Plot:
+    """L_0 and L_{t-1} against t."""
+    t, mean = by_t(ts, bits)
+    curve = Curve("L_{t-1}", t.tolist(), mean.tolist(), style="-" if ts.shape[1] == t[-1] else ".")
+    return Plot("What each step costs; the point at t = 1 is L_0.", "t", "bits/dim", [curve], log_x=True, log_y=True)
+
+
+def rate_plot(ts: Tensor, bits: Tensor, squared_errors: Tensor, L_T: float) -> Plot:
+    """Distortion against rate; `bits` weighted, `squared_errors` a dimension on [-1, 1], both `[n, K]`.
+
+    rate_t = L_T + Σ_{i>t} L_{i-1}: what it costs to tell x_t; distortion: RMSE of f_θ(x_t) on 0..255.
+    """
+    t, mean = by_t(ts, squared_errors)
+    told = torch.bincount(ts.flatten(), bits.flatten()) / len(ts)
+    rate = L_T + told.flip(0).cumsum(0).flip(0) - told
+    caption = "What is known of an image (RMSE of f_θ held in [-1, 1], on 0..255) once so many bits are told."
+    curve = Curve("x_T (left) to x_1", rate[t].tolist(), (mean.sqrt() * 255 / 2).tolist())
+    return Plot(caption, "rate, bits/dim", "distortion, RMSE on 0..255", [curve])

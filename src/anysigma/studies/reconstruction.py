@@ -1,0 +1,107 @@
+"""Images encoded to x_T and decoded again: DDIM section 5.4, Table 2."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from anysigma.data.images import from_uint8, to_uint8
+from anysigma.distributed import is_first
+from anysigma.pictures import grid
+from anysigma.plots import Curve, Plot
+from anysigma.progress import progress
+from anysigma.samplers.base import Sampler
+from anysigma.samplers.generalized import Generalized
+from anysigma.studies.base import Model, Result, Table
+from anysigma.studies.variants import device, each_S, mean_and_error, setting, variant
+
+# DDIM Table 2: CIFAR-10 test images, mean squared error per dimension on [0, 1], by S.
+PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Mean squared error per dimension on [0, 1] of decode(encode(x_0)), η = 0 and unclipped both ways, over S.
+
+    `n`: held-out images, the first ones; `steps`: the S to try, those above T are left out; `block` images are computed
+    at once; `shown`: images in the picture. τ follows the given sampler's rule. Rank 0 computes it alone.
+    """
+
+    n: int
+    steps: Sequence[int]
+    block: int
+    shown: int
+
+    needs_checkpoint: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.n < 1:
+            raise ValueError(f"n={self.n}: at least 1 image is needed")
+
+    def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Result:
+        """Encode, decode, compare. Raises ValueError for a sampler without a τ rule."""
+        q, ddim = model.denoiser.process, variant(sampler, eta=0.0, clip=False)
+        card = {**model.card, **setting(variant(ddim, steps=1), q.T), "scale": "[0, 1], neither rounded nor clipped"}
+        card |= {"reference": f"held-out images, the first {self.n}", "data_hash": data.hash, "block": self.block}
+        result = Result("reconstruction", card=card)
+        every = each_S(sampler, self.steps, q.T)
+        if is_first():
+            x_0 = from_uint8(data.held_out[: self.n])
+            found = {S: self._there_and_back(model, variant(ddim, steps=S), x_0) for S in every}
+            errors = {S: mean_and_error(squared_error(back, x_0)) for S, back in found.items()}
+            report(result, errors, len(x_0), x_0.var(0).mean().item() / 4 if len(x_0) > 1 else None)
+            rows = [x_0, *found.values()]
+            columns = min(self.shown, len(x_0))
+            result.pictures["reconstruction"] = grid(to_uint8(torch.cat([row[:columns] for row in rows])), columns)
+            result.captions["reconstruction"] = f"Held-out images above; below, decoded at S = {listed(every)}, from above."
+        return result
+
+    @torch.inference_mode()
+    def _there_and_back(self, model: Model, ddim: Generalized, x_0: Tensor) -> Tensor:
+        blocks = x_0.split(self.block)
+        return torch.cat([
+            there_and_back(model, ddim, block.to(device(model))).cpu()
+            for block in progress(blocks, len(blocks), f"reconstruction, S = {ddim.steps}")
+        ])  # fmt: skip
+
+
+def there_and_back(model: Model, ddim: Generalized, x_0: Tensor) -> Tensor:
+    """decode(encode(x_0)), DDIM section 5.4; at η = 0 no noise is drawn."""
+    return ddim(model.denoiser, ddim.encode(model.denoiser, x_0), lambda: torch.zeros_like(x_0))
+
+
+def squared_error(x: Tensor, y: Tensor) -> Tensor:
+    """Mean over dimensions of (x - y)² on [0, 1], so a quarter of that on [-1, 1]; `[B]`, float64."""
+    return ((x.double() - y.double()) / 2).square().flatten(1).mean(1)
+
+
+def report(result: Result, errors: dict[int, tuple[float, float | None]], n: int, variance: float | None) -> None:
+    """Rows, table, plot and a line; `variance`: of the images, a dimension on [0, 1]."""
+    for S, (value, error) in errors.items():
+        row = {"study": "reconstruction", "metric": "reconstruction_mse", "value": value, "error": error, "floor": None}
+        result.rows.append({**row, "n": n, "params": {"S": S, "eta": 0.0}})
+    note = "mean squared error per dimension on [0, 1], ± standard error over images; in the paper CIFAR-10's test images"
+    rows = [[str(S), figure(*found), f"{PAPER[S]:g}" if S in PAPER else "-"] for S, found in errors.items()]
+    result.tables.append(Table("Reconstruction (DDIM Table 2)", ["S", "error", "paper, CIFAR-10"], rows, note))
+    values, bars = zip(*errors.values(), strict=True)
+    ours = Curve("here", list(errors), values, [bar or 0.0 for bar in bars])
+    paper = Curve("DDIM paper, CIFAR-10", list(PAPER), list(PAPER.values()), style="--")
+    caption = "Error of decode(encode(x_0)) per dimension on [0, 1], η = 0, against the number of steps S."
+    result.plots["reconstruction_error"] = Plot(caption, "S", "mean squared error", [ours, paper], log_x=True, log_y=True)
+    S, found = next(reversed(errors.items()))
+    spread = f"; the images' own variance is {variance:.3g}" if variance is not None else ""
+    result.lines.append(f"reconstruction at S = {S}: {figure(*found)} a dimension on [0, 1]{spread}")
+
+
+def figure(value: float, error: float | None) -> str:
+    """A small value with its standard error."""
+    return f"{value:.2e}" + (f" ± {error:.0e}" if error is not None else "")
+
+
+def listed(steps: Sequence[int]) -> str:
+    """10, 20, 50."""
+    return ", ".join(map(str, steps))
