@@ -7,12 +7,16 @@ import hydra
 from omegaconf import DictConfig
 
 import anysigma  # noqa: F401  first: it makes torch and torchvision meet
-from anysigma.checkpoint import find, load_weights, read
 from anysigma.cli import entry, task
-from anysigma.config import ConfigError, build, check, command, output_folder, plain, register, stored_data
+from anysigma.compare import compare
+from anysigma.config import ConfigError, build, check, command, output_folder, plain, register
+from anysigma.figures import collect
 from anysigma.metrics.card import versions
+from anysigma.pictures import shown
 from anysigma.record import Record
+from anysigma.report import write_report
 from anysigma.runs import RUNS, listing
+from anysigma.stored import evaluation
 
 CONF = str(Path(__file__).parent / "conf")
 register()
@@ -22,37 +26,23 @@ register()
 @task
 def main(cfg: DictConfig) -> None:
     """compose → check → build → run."""
-    check(cfg)
-    study, sampler, folder = build(cfg.study), build(cfg.sampler), Path(output_folder())
+    folder = Path(output_folder())
+    if cfg.compare is not None:
+        print(compare(cfg.compare, cfg.across))
+        return
+    if cfg.report is not None:
+        print(shown(write_report(folder, collect(cfg.report))))
+        return
+    check({name: node for name, node in plain(cfg).items() if name != "features"})
+    study, sampler = build(cfg.study), build(cfg.sampler)
     record = Record(folder, build(cfg.logger), {"command": command(), "config": plain(cfg), "versions": versions()})
-    if cfg.checkpoint is None:
-        if study.needs_checkpoint:
-            raise ConfigError(f"checkpoint=<run> is missing; there are: {', '.join(listing(names=True)) or 'none yet'}")
+    if cfg.checkpoint is not None:
+        evaluation(cfg, sampler).run(study, sampler, record)
+    elif study.needs_checkpoint:
+        raise ConfigError(f"checkpoint=<run> is missing; there are: {', '.join(listing(names=True)) or 'none yet'}")
+    else:
         record.add(study.run(None, sampler, None, None, folder))
         record.close()
-        return
-    path = find(cfg.checkpoint, cfg.which, RUNS)
-    checkpoint = read(path)
-    config = checkpoint["config"]
-    denoiser, data = config["job"]["module"]["denoiser"], stored_data(config, cfg.data)
-    features = cfg.features or config["features"]
-    check({"denoiser": denoiser, "data": data, "features": features})
-    sampler.pairs(build(config["schedule"]).T)
-    from anysigma.studies.evaluation import Evaluation
-
-    evaluation = Evaluation(
-        denoiser=load_weights(build(denoiser), checkpoint, cfg.weights),
-        data=build(data),
-        features=build(features),
-        hardware=build(cfg.hardware),
-        card={
-            "checkpoint": str(path),
-            "step": checkpoint["step"],
-            "schedule": config["schedule"],
-            "weights": f"ema {config['ema']['decay']}" if cfg.weights == "ema" else "raw",
-        },
-    )
-    evaluation.run(study, sampler, record)
 
 
 if __name__ == "__main__":

@@ -122,14 +122,14 @@ def test_they_take_the_steps_of_one_process_that_draws_their_noise(run, one):
     mine, theirs = (read(run / "checkpoints/last.ckpt"), one[1])
     assert (mine["step"], mine["images_seen"]) == (theirs["step"], theirs["images_seen"]) == (STEPS, STEPS * 2 * B)
     for name, tensor in theirs["state_dict"].items():
-        torch.testing.assert_close(mine["state_dict"][name], tensor, rtol=0, atol=2e-4, msg=name)
+        torch.testing.assert_close(mine["state_dict"][name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
 def test_the_noise_of_two_ranks_is_not_the_noise_of_one(run, tmp_path):
     """The tolerance above can tell: the plain run of one process lies farther away."""
     plain = train_here(tmp_path, f"data.batch_size={2 * B}", "features=none", *SETTINGS[:2], "data.flips=true")
     mine = read(run / "checkpoints/last.ckpt")["state_dict"]
-    assert max((mine[name] - tensor).abs().max() for name, tensor in plain["state_dict"].items()) > 2e-3
+    assert max((mine[name] - tensor).abs().max() for name, tensor in plain["state_dict"].items()) > 1e-3
 
 
 def trained(run):
@@ -174,9 +174,8 @@ def test_only_one_process_writes_and_speaks(two, run):
     said = (two / "said").read_text()
     assert [said.count(words) for words in (" M parameters", "finished at step 15")] == [1, 1]
     assert [path.name for path in (two / "logs/train").iterdir()] == ["two"]
-    assert not list(two.rglob("*.part")) and {path.name for path in run.iterdir()} == {
-        ".hydra", "checkpoints", "metrics.csv", "results.json", "samples",
-    } | {path.name for path in run.iterdir() if path.name == "shards"}  # fmt: skip
+    inside = {".hydra", "checkpoints", "metrics.csv", "results.json", "samples"}
+    assert inside <= {path.name for path in run.iterdir()} <= inside | {"shards"} and not list(two.rglob("*.part"))
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 

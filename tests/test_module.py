@@ -102,8 +102,11 @@ def test_the_blocks_asked_for_are_the_blocks_computed(sampling):
 
 
 @pytest.mark.parametrize("n, block", [(64, 64), (70, 64), (360, 64), (360, 512), (5000, 512), (3, 64), (1, 1), (64, 8)])
-def test_few_images_make_blocks_for_several_processes_whatever_their_number(n, block):
+def test_few_images_make_blocks_for_several_processes_whatever_their_number(n, block, monkeypatch):
     size = spread(n, block)
+    for world in (2, 3, 8):
+        monkeypatch.setattr(distributed, "rank_and_world", lambda world=world: (0, world))
+        assert spread(n, block) == size
     assert 1 <= size <= block and -(-n // size) >= min(n, distributed.PARTS)
 
 

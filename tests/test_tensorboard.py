@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from test_training import train_here
 
+from anysigma.config import build
 from anysigma.plots import Curve, Plot
 from anysigma.studies.base import Result
 
@@ -79,6 +81,20 @@ def test_pictures_and_the_final_result_can_be_read_back(run):
     assert "| fidelity | fd_digits | 7.25 |" in table and '"precision": "32-true"' in settings
 
 
+def test_an_evaluation_lies_below_its_studys_name(tmp_path):
+    logger = build(compose_logger())["tensorboard"](folder=tmp_path, config={})
+    logger.log_study(OneRow().run())
+    logger.finish(0)
+    events = recorded(tmp_path)
+    assert np.array_equal(decoded(events.Images("fidelity/grid")[0]), PICTURE)
+    assert "fidelity/table/text_summary" in events.Tags()["tensors"]
+
+
+def compose_logger():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("evaluate", ["logger=tensorboard"]).logger
+
+
 def test_all_lies_in_the_runs_folder_in_one_file(run):
     (file,) = (run / "tensorboard").iterdir()
     assert file.name.startswith("events.out.tfevents")
@@ -127,3 +143,12 @@ def test_other_loggers_do_not_ask_for_it():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr[-500:]
+
+
+def test_a_run_that_begins_again_hides_what_the_first_attempt_logged(tmp_path):
+    words = ["logger=tensorboard", "features=none", "trainer.log_every_n_steps=1", "trainer.max_steps=2"]
+    train_here(tmp_path, *words)
+    (tmp_path / "checkpoints/last.ckpt").unlink()
+    train_here(tmp_path, *words)
+    events = recorded(tmp_path)
+    assert steps(events, "train/loss") == [1, 2] and [e.step for e in events.Images("samples/data")] == [0]

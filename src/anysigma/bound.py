@@ -28,7 +28,7 @@ class Bound:
             raise ValueError(f"schedule.T={process.T}: the bound takes the variance of its last step from t = 2")
         pairs = [(0.0, process.posterior_variance(2, 1).item() ** 0.5)]
         pairs += [rule(process, t, t - 1) for t in range(2, process.T + 1)]
-        self.process = process
+        self.process, self.rule = process, rule
         self.sigma, self.std = torch.tensor([(math.nan, math.nan), *pairs], dtype=torch.float64).unbind(1)
         if not (self.std[1:] > 0).all():
             raise ValueError(f"sigma={rule}: p_θ has no density where σ = 0; the bound needs η in (0, 1]")

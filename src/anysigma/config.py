@@ -9,7 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,9 @@ class EvaluateConfig:
     which: str = MISSING
     weights: str = MISSING
     debug: bool = MISSING
+    report: Any = None
+    compare: list[str] | None = None
+    across: list[str] = field(default_factory=list)
     data: DataOverrides = MISSING
     n: int | None = None
     sets: int | None = None
@@ -106,19 +109,6 @@ def _when(condition: bool, then: Any, otherwise: Any) -> Any:
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The config resolved, as plain types: what a checkpoint stores."""
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-
-
-def stored_data(config: dict[str, Any], overrides: DictConfig) -> dict[str, Any]:
-    """A stored config's data node with what an evaluation may change: root, batch size, workers."""
-    node = dict(config["data"])
-    for name, value in overrides.items():
-        if value is not None and name == "root" and "root" in node["source"]:
-            node["source"] = {**node["source"], "root": value}
-        elif value is not None and name in node:
-            node[name] = value
-        elif value is not None:
-            raise ConfigError(f"data.{name}={value}: the run's data has no such setting")
-    return node
 
 
 def output_folder() -> str:

@@ -40,6 +40,8 @@ def sweep_name() -> str:
 def study_name(*, _root_: DictConfig) -> str:
     """<run>/<study>-<8 hex> of all that makes the figures."""
     content = {k: v for k, v in OmegaConf.to_container(_root_, resolve=False).items() if k not in NOT_IN_A_STUDY}
+    if _root_.report is not None or _root_.compare is not None:
+        return f"{'report' if _root_.compare is None else 'compare'}-{digest([_root_.report, _root_.compare])}"
     name = str(_root_.checkpoint or "none").removesuffix("/").removesuffix("/checkpoints/last.ckpt").split("/")[-1]
     return f"{name}/{_root_.hydra.runtime.choices.study}-{digest(content)}"
 

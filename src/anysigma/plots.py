@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours: apart for all eyes, readable on white and on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+FEW = 8
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 
 
@@ -52,7 +53,9 @@ def svg(plot: Plot) -> str:
 
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.caption}):
-        _figure(plot, INK).savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        figure = _figure(plot, INK)
+        figure.set_size_inches(4.8, 3.4)  # so that its text is as large as the page's, on a phone too
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
@@ -71,6 +74,10 @@ def _figure(plot: Plot, ink: str) -> "Figure":
         axes.errorbar(curve.x, curve.y, yerr=curve.error, capsize=2, **line)
     if plot.log_x:
         axes.set_xscale("log")
+        few = sorted({x for curve in plot.curves for x in curve.x if x > 0})
+        if len(few) <= FEW:  # the steps that were tried, not powers of ten
+            axes.set_xticks(few, [f"{x:g}" for x in few])
+            axes.set_xticks([], minor=True)
     if plot.log_y:
         axes.set_yscale("log")
     axes.tick_params(colors=ink, which="both")

@@ -6,6 +6,7 @@ from typing import Any
 
 from anysigma.distributed import say
 from anysigma.pictures import shown
+from anysigma.report import write_report
 from anysigma.studies.base import Result, save_pictures, write_results
 
 
@@ -28,10 +29,10 @@ class Record:
         say("\n".join([*result.lines, *tables, *map(shown, paths)]))
 
     def close(self) -> None:
-        """The page over all results, and the way to it."""
+        """The page over all results, and the ways to it."""
         for logger in self._started():
             logger.finish(0)
-        say(f"folder   {shown(self.folder)}")
+        say(f"report   {shown(write_report(self.folder))}\nfolder   {shown(self.folder)}")
 
     def _started(self) -> list[Any]:
         """The loggers that take studies, started with the first result."""

@@ -27,8 +27,8 @@ NATS = 0.6931471805599453  # in a bit
 class Likelihood:
     """-log₂ p_θ(x_0) ≤ L_T + Σ L_{t-1} + L_0 in bits/dim, DDPM eq. 5, of the chain over τ = 1..T, on held-out images.
 
-    `n` null: all, at most 1,000. `steps`: how many of the T terms each image is asked for, t = 1 always and one t in
-    each stratum of the rest, weighted by the stratum's length, so that the sum has no bias; null: every t.
+    `n` null: all, at most 1,000. `steps`: how many of the T terms each image is asked for, t = 1 and T always and one t
+    in each stratum between, weighted by the stratum's length, so that the sum has no bias; null: every t.
     `eta` in (0, 1]; `variance`: p_θ's, sigma (σ² itself) or beta (σ̂² = β_t, with the mean of η = 1). `clip`: f_θ to
     [-1, 1] in every term. `seed` names noise, strata and the choice of images; `block` images are computed at once.
     """
@@ -51,8 +51,8 @@ class Likelihood:
             raise ValueError(f"study.variance={self.variance}: sigma (of eta) or beta (σ̂² = β_t)")
         if self.variance == "beta" and self.eta != 1:
             raise ValueError(f"study.eta={self.eta}: variance=beta has the mean of η = 1")
-        if self.steps is not None and self.steps < 2:
-            raise ValueError(f"study.steps={self.steps}: at least 2 terms are needed, t = 1 and one other")
+        if self.steps is not None and self.steps < 3:
+            raise ValueError(f"study.steps={self.steps}: at least 3 terms are needed: t = 1, T and one between")
         if self.n is not None and self.n < 1:
             raise ValueError(f"study.n={self.n}: at least 1 image is needed")
 
@@ -64,20 +64,20 @@ class Likelihood:
     def run(self, model: Model, sampler: Any, data: Any, features: Any, folder: Path) -> Result:
         """Draw x_t for every image at every t asked for, and sum."""
         images = from_uint8(chosen(data.held_out, self.n or AT_MOST, self.seed))
-        bound = Bound(model.denoiser.process, self.rule)
-        found = self._found(model, bound, images) / (images[0].numel() * NATS)
-        ts, weights = self.drawn_t(range(len(images)), bound.process.T)
-        L_T = bound.prior(images) / (images[0].numel() * NATS)
-        bits, errors = found[:, :, 0] * weights, found[:, :, 1] * NATS
-        terms = {"L_T": L_T, "L_1..T-1": bits[:, 1:].sum(1), "L_0": bits[:, 0]}
+        bound, d = Bound(model.denoiser.process, self.rule), images[0].numel()
+        bits, squares = (self._found(model, bound, images) / d).unbind(2)
+        bits, L_T = bits / NATS, bound.prior(images) / d / NATS
+        _, lengths = self.drawn_t(range(1), bound.process.T)
+        steps = (bits * lengths)[:, 1:].sum(1)
+        terms = {"bits/dim": L_T + steps + bits[:, 0], "L_T": L_T, "L_1..T-1": steps, "of it L_T-1": bits[:, -1]}
         result = Result("likelihood", card=self._card(model, data, len(images)), lines=remarks(data))
-        report(result, {"bits/dim": sum(terms.values()), **terms}, len(images), self._params())
-        result.plots = {"likelihood_terms": terms_plot(ts, found[:, :, 0])}
-        result.plots["rate_distortion"] = rate_plot(ts, bits, errors, L_T.mean().item())
+        report(result, {**terms, "L_0": bits[:, 0]}, self._params())
+        result.plots["likelihood_terms"] = terms_plot(bits, lengths)
+        result.plots["rate_distortion"] = rate_plot(bits, squares, lengths, L_T.mean().item())
         return result
 
     def drawn_t(self, ks: range, T: int) -> tuple[Tensor, Tensor]:
-        """Each image's t, long `[n, K]`, the first column 1, and the weight of each column, float64 `[K]`."""
+        """Each image's t, long `[n, K]`, the first column 1, and the length of each column's stratum, float64 `[K]`."""
         edges = strata(T, min(self.steps or T, T))
         lengths = edges.diff()
         u = torch.stack([torch.rand(len(lengths), generator=stream(self.seed, k, 1), dtype=torch.float64) for k in ks])
@@ -125,9 +125,15 @@ def chosen(images: Tensor, n: int, seed: int) -> Tensor:
 
 
 def strata(T: int, K: int) -> Tensor:
-    """K rising edges from 2 to T+1, long: K-1 strata of t = 2..T, short where t is small and the terms vary most."""
-    ramp = torch.linspace(0, 1, K, dtype=torch.float64)
-    return torch.maximum(2 + torch.arange(K), (2 + (T - 1) * ramp**2).round().long())
+    """K rising edges from 2 to T+1, long: K-1 strata of t = 2..T, the last T alone.
+
+    They are short where t is small and the terms are large; at T predicted x_0 is at its worst, which may cost much.
+    """
+    if K == T:
+        return torch.arange(2, T + 2)
+    ramp = torch.linspace(0, 1, K - 1, dtype=torch.float64)
+    inner = torch.maximum(2 + torch.arange(K - 1), (2 + (T - 2) * ramp**2).round().long())
+    return torch.cat([inner, torch.tensor([T + 1])])
 
 
 def remarks(data: Any) -> list[str]:
@@ -137,9 +143,9 @@ def remarks(data: Any) -> list[str]:
     return lines + ([f"{pad} pixels of padding on every side count as dimensions and cost next to nothing"] if pad else [])
 
 
-def report(result: Result, found: dict[str, Tensor], n: int, params: dict[str, Any]) -> None:
+def report(result: Result, found: dict[str, Tensor], params: dict[str, Any]) -> None:
     """Rows, a table and a line from bits/dim of every image, `[n]` a term."""
-    table = []
+    table, n = [], len(found["L_0"])
     for metric, values in found.items():
         value, error = mean_and_error(values.tolist())
         row = {"study": "likelihood", "metric": metric, "value": value, "error": error, "floor": None, "floor_sd": None}
@@ -150,29 +156,22 @@ def report(result: Result, found: dict[str, Tensor], n: int, params: dict[str, A
     result.lines.insert(0, f"at most {' ± '.join(table[0][1:])} bits/dim")
 
 
-def by_t(ts: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """The t that occur in `[n, K]`, rising, and the mean of the values at each."""
-    count = torch.bincount(ts.flatten())
-    total = torch.bincount(ts.flatten(), values.flatten())
-    t = count.nonzero().flatten()
-    return t, total[t] / count[t]
+def terms_plot(nats: Tensor, lengths: Tensor) -> Plot:
+    """L_0 and L_{t-1} against t, from `[n, K]`: the mean over images, in the middle of each stratum."""
+    t = 1 + lengths.cumsum(0) - lengths + (lengths - 1) / 2
+    curve = Curve("L_{t-1}", t.tolist(), nats.mean(0).tolist())
+    caption = "What each step costs, from L_0 at t = 1 to L_{T-1} at t = T."
+    return Plot(caption, "t", "L_{t-1}, bits/dim", [curve], log_x=True, log_y=True)
 
 
-def terms_plot(ts: Tensor, bits: Tensor) -> Plot:
-    """L_0 and L_{t-1} against t."""
-    t, mean = by_t(ts, bits)
-    curve = Curve("L_{t-1}", t.tolist(), mean.tolist(), style="-" if ts.shape[1] == t[-1] else ".")
-    return Plot("What each step costs; the point at t = 1 is L_0.", "t", "bits/dim", [curve], log_x=True, log_y=True)
+def rate_plot(nats: Tensor, squared_errors: Tensor, lengths: Tensor, L_T: float) -> Plot:
+    """Distortion against rate, from bits/dim and squared errors a dimension on [-1, 1], both `[n, K]`.
 
-
-def rate_plot(ts: Tensor, bits: Tensor, squared_errors: Tensor, L_T: float) -> Plot:
-    """Distortion against rate; `bits` weighted, `squared_errors` a dimension on [-1, 1], both `[n, K]`.
-
-    rate_t = L_T + Σ_{i>t} L_{i-1}: what it costs to tell x_t; distortion: RMSE of f_θ(x_t) on 0..255.
+    rate_t = L_T + Σ_{i>t} L_{i-1}: what it costs to tell x_t; distortion: RMSE of f_θ(x_t) on 0..255. Within a stratum
+    of length m, t lies on average above half of the other m - 1.
     """
-    t, mean = by_t(ts, squared_errors)
-    told = torch.bincount(ts.flatten(), bits.flatten()) / len(ts)
-    rate = L_T + told.flip(0).cumsum(0).flip(0) - told
-    caption = "What is known of an image (RMSE of f_θ held in [-1, 1], on 0..255) once so many bits are told."
-    curve = Curve("x_T (left) to x_1", rate[t].tolist(), (mean.sqrt() * 255 / 2).tolist())
+    told = nats.mean(0) * lengths
+    rate = L_T + told.flip(0).cumsum(0).flip(0) - told + told * (lengths - 1) / (2 * lengths)
+    caption = "How far f_θ(x_t), held in [-1, 1], is from the image once x_t is told: from x_T on the left to x_1."
+    curve = Curve("f_θ", rate.tolist(), (squared_errors.mean(0).sqrt() * 255 / 2).tolist())
     return Plot(caption, "rate, bits/dim", "distortion, RMSE on 0..255", [curve])

@@ -43,13 +43,21 @@ class TensorBoard(TensorBoardLogger):
     @rank_zero_only
     def log_final(self, result: Any, step: int | None = None) -> None:
         """The final pictures (of an animation the last), the plots, and the rows as a table."""
+        self._log("final", result, step)
+
+    @rank_zero_only
+    def log_study(self, result: Any) -> None:
+        """The same of an evaluation's study, below its name."""
+        self._log(result.study, result, 0)
+
+    def _log(self, place: str, result: Any, step: int | None) -> None:
         stills = {name: picture if picture.ndim == 3 else picture[-1] for name, picture in result.pictures.items()}
         for name, picture in {**stills, **{name: drawn(plot) for name, plot in result.plots.items()}}.items():
-            self.log_image(f"final/{name}", [picture], step)
+            self.log_image(f"{place}/{name}", [picture], step)
         names = ["study", "metric", "value", "error", "floor", "floor_sd", "n"]
         rows = [[row.get(name) for name in names] for row in result.rows]
         cells = [names, ["---"] * len(names), *rows]
-        self.experiment.add_text("final/table", "\n".join(f"| {' | '.join(map(str, row))} |" for row in cells), step)
+        self.experiment.add_text(f"{place}/table", "\n".join(f"| {' | '.join(map(str, row))} |" for row in cells), step)
 
     @rank_zero_only
     def save(self) -> None:

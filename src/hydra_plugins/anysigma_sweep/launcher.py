@@ -5,12 +5,9 @@ going on, stopping) and knows nothing of its neighbours. Hydra imports this file
 """
 
 import os
-import signal
 import sys
-import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +21,9 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLaunche
 from omegaconf import OmegaConf, open_dict
 
 if TYPE_CHECKING:
-    from hydra_plugins.anysigma_sweep._job import Job
+    from hydra_plugins.anysigma_sweep._jobs import Job
 
-LOOK_EVERY = 0.1  # seconds
 NO_OTHER_RUN = "run=, hardware=, logger= and trainer.max_steps= make no other run"
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @dataclass
@@ -52,6 +47,8 @@ class JobsLauncher(LocalLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run every job; returns only where all went well."""
+        from hydra_plugins.anysigma_sweep._jobs import environment, noted, run, say
+
         at_once = self.params["at_once"]
         if at_once < 1:
             raise HydraException(f"hydra.launcher.at_once={at_once}: at least 1 job has to run at a time")
@@ -61,23 +58,23 @@ class JobsLauncher(LocalLauncher):
         done, failed = [job for job in jobs if job.code == 0], [job for job in jobs if job.reason]
         if asked:
             said = f"stopped with {len(done)} of {len(jobs)} jobs done; the same command goes on from what is saved"
-            print(said, file=sys.stderr)
+            say(said, sys.stderr)
         else:
-            print(f"{len(jobs)} jobs, {len(failed)} failed", flush=True)
+            say(f"{len(jobs)} jobs, {len(failed)} failed")
         for job in failed:
-            print(f"  {job.name}: {job.reason}\n    its log: {job.log}", file=sys.stderr)
+            say(f"  {job.name}: {job.reason}\n    its log: {job.log}", sys.stderr)
         if asked or failed:
             raise SystemExit(128 + asked[0] if asked else 1)
         return [JobReturn(overrides=list(words), status=JobStatus.COMPLETED) for words in job_overrides]
 
     def _jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> "list[Job]":
         """The jobs with their folders. Raises HydraException where two would share one."""
-        from hydra_plugins.anysigma_sweep._job import Job
+        from hydra_plugins.anysigma_sweep._jobs import Job
 
         often = Counter(word for words in job_overrides for word in set(words))
         jobs: dict[Path, Job] = {}
         for i, words in enumerate(job_overrides, first):
-            own = " ".join(word for word in words if often[word] < len(job_overrides)) or " ".join(words)
+            own = " ".join(word.lstrip("+") for word in words if often[word] < len(job_overrides)) or " ".join(words)
             folder = self._folder(words, i)
             if folder in jobs:
                 raise HydraException(f"{jobs[folder].words} and {own} would share a folder, {folder}: {NO_OTHER_RUN}")
@@ -101,49 +98,3 @@ class JobsLauncher(LocalLauncher):
         place = QuotedString(text=str(folder), quote=Quote.double).with_quotes()
         own = ["hydra.mode=RUN", f"hydra.run.dir={place}", f"hydra.job.num={i}", f"hydra.job.id={i}"]
         return [sys.executable, "-u", os.path.abspath(sys.argv[0]), *flags, *words, *hydra, *own]
-
-
-def run(jobs: "Sequence[Job]", at_once: int, env: dict[str, str], asked: Sequence[int]) -> None:
-    """The jobs in turn, at most `at_once` at a time; none starts after a signal in `asked`, and none is left running."""
-    waiting, running, heard = deque(jobs), [], 0
-    try:
-        while running or (waiting and not asked):
-            while waiting and len(running) < at_once and not asked:
-                waiting[0].start(env)
-                running.append(waiting.popleft())
-            time.sleep(LOOK_EVERY)
-            while heard < len(asked):
-                heard += 1
-                for job in running:
-                    job.stop(heard)
-            running = [job for job in running if not job.ended()]
-    finally:
-        for job in running:
-            job.clear()
-
-
-def environment(at_once: int) -> dict[str, str]:
-    """This one, for jobs of which `at_once` share the cores; each of them cares for its own errors."""
-    from anysigma.hardware import cores
-
-    env = dict(os.environ)
-    if env.get("ANYSIGMA_TRACE") != "1":
-        env.pop("HYDRA_FULL_ERROR", None)  # set by anysigma.cli for this process
-    if at_once > 1 and not env.get("OMP_NUM_THREADS"):
-        env["OMP_NUM_THREADS"] = str(max(1, cores() // at_once))
-    return env
-
-
-@contextmanager
-def noted() -> Iterator[list[int]]:
-    """The signals that ask to stop, as they come, in place of what they do; an ignored one (nohup) stays ignored."""
-    asked: list[int] = []
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, lambda number, _: asked.append(number))
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)

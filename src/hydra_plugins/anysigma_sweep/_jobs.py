@@ -1,4 +1,4 @@
-"""One job of a sweep: a process of its own on submitit's local executor, and what became of it."""
+"""The jobs of a sweep: processes on submitit's local executor, how they run and stop, and what became of them."""
 
 import os
 import re
@@ -7,17 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from submitit.core.utils import JobPaths
 from submitit.local.local import LocalExecutor, LocalJob
 
+from anysigma.hardware import cores
 from anysigma.studies.base import read_results
 
 LOOK_EVERY = 0.1  # seconds
 GRACE = 5.0  # seconds that processes have between SIGTERM and SIGKILL when the one that started them has gone
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 AN_ERROR = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
 
 
@@ -109,8 +113,9 @@ class Job:
             return f"failed: {self.reason}"
         if self.code != 0:
             return "stopped and saved" if self.code == 128 + signal.SIGTERM else "stopped"
-        results = self.folder / "results.json"
-        return "; ".join(lines(read_results(results))) if results.exists() else "done"
+        with suppress(ValueError):  # there is none
+            return "; ".join(lines(read_results(self.folder / "results.json")))
+        return "done"
 
     def _why(self) -> str:
         said = [line.strip() for line in self._errors().splitlines() if line.strip()]
@@ -132,7 +137,53 @@ def lines(results: dict[str, Any]) -> list[str]:
     return found or [f"finished at step {results['step']}" if "step" in results else "done"]
 
 
-def say(line: str) -> None:
+def run(jobs: Sequence[Job], at_once: int, env: dict[str, str], asked: Sequence[int]) -> None:
+    """The jobs in turn, at most `at_once` at a time; none starts after a signal in `asked`, and none is left running."""
+    waiting, running, heard = deque(jobs), [], 0
+    try:
+        while running or (waiting and not asked):
+            while waiting and len(running) < at_once and not asked:
+                waiting[0].start(env)
+                running.append(waiting.popleft())
+            time.sleep(LOOK_EVERY)
+            while heard < len(asked):
+                heard += 1
+                if heard == 1:
+                    say("stopping when what runs is saved; asked again, at once", sys.stderr)
+                for job in running:
+                    job.stop(heard)
+            running = [job for job in running if not job.ended()]
+    finally:
+        for job in running:
+            job.clear()
+
+
+def environment(at_once: int) -> dict[str, str]:
+    """This one, for jobs of which `at_once` share the cores; each of them cares for its own errors."""
+    env = dict(os.environ)
+    if env.get("ANYSIGMA_TRACE") != "1":
+        env.pop("HYDRA_FULL_ERROR", None)  # set by anysigma.cli for this process
+    if at_once > 1 and not env.get("OMP_NUM_THREADS"):
+        env["OMP_NUM_THREADS"] = str(max(1, cores() // at_once))
+    return env
+
+
+@contextmanager
+def noted() -> Iterator[list[int]]:
+    """The signals that ask to stop, as they come, in place of what they do; an ignored one (nohup) stays ignored."""
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def say(line: str, file: Any = None) -> None:
     """One line, if anybody still listens: the terminal may have gone while jobs save."""
     with suppress(OSError):
-        print(line, flush=True)
+        print(line, file=file, flush=True)
