@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from hydra_plugins.anysigma_sweep._jobs import Job, environment, noted, run
 
 ROOT = Path(__file__).parent.parent
@@ -78,19 +79,19 @@ def test_evaluations_too_have_a_folder_a_job(place):
 
 def test_a_stopped_sweep_leaves_nothing_running_and_the_same_command_goes_on(tmp_path):
     name = f"sweep-{os.getpid()}"
-    words = ["seed=0,1", "data=rings", "model=mlp", "debug=true", "logger=csv", "trainer.max_steps=200"]
+    words = ["seed=0,1", "data=rings", "model=mlp", "debug=true", "logger=csv", "trainer.max_steps=100"]
     first = sweep("train.py", *words, cwd=tmp_path, ANYSIGMA_SWEEP=name)
     runs = tmp_path / "logs/train" / name
     until(lambda: first.poll() is not None or len(list(runs.glob("*/metrics.csv"))) == 2)
     os.killpg(first.pid, signal.SIGINT)  # Ctrl-C
     said, errors = first.communicate(timeout=60)
     assert first.returncode == 130 and said.splitlines()[-1] == "2/2 seed=1  stopped and saved", said + errors
-    assert "1/2 seed=0  finished at step 200" in said and "stopped with 1 of 2 jobs done; the same command" in errors
+    assert "1/2 seed=0  finished at step 100" in said and "stopped with 1 of 2 jobs done; the same command" in errors
     assert len(list(runs.glob("*/results.json"))) == 1 and processes(name) == []
     again = sweep("train.py", *words, cwd=tmp_path, ANYSIGMA_SWEEP=name)
     said, errors = again.communicate(timeout=120)
     assert again.returncode == 0 and said.splitlines()[-1] == "2 jobs, 0 failed", said + errors
-    assert said.count("finished at step 200") == 2 and len(list(runs.glob("*/results.json"))) == 2
+    assert said.count("finished at step 100") == 2 and len(list(runs.glob("*/results.json"))) == 2
     assert "going on from step" in (runs / ".submitit/2/2_0_log.out").read_text()
 
 

@@ -1,4 +1,4 @@
-"""The real thing: train, look, stop, go on, evaluate, on two processes, in a sweep."""
+"""The real thing: train, look, stop, go on, evaluate, on two processes."""
 
 import csv
 import importlib
@@ -258,11 +258,3 @@ def test_two_processes_make_one_run(tmp_path):
     assert [p.name for p in (tmp_path / "logs/train").iterdir()] == ["two"]
     two = read(tmp_path / "logs/train/two/checkpoints/last.ckpt")
     assert two["images_seen"] == 20 * 128
-
-
-def test_a_joblib_sweep_has_one_folder_and_a_folder_a_job(tmp_path):
-    """loky unpickles in fresh processes: they too come through anysigma before lightning."""
-    words = ["-m", "hydra/launcher=joblib", "seed=0,1", "debug=true", "logger=csv", "features=none"]
-    command("train.py", *words, cwd=tmp_path)
-    (sweep,) = (tmp_path / "logs/train").iterdir()
-    assert len(list(sweep.glob("*/results.json"))) == 2

@@ -10,9 +10,8 @@ from anysigma.gaussian import GaussianProcess
 from anysigma.parameterizations import Prediction
 from anysigma.samplers.sigma import SigmaRule
 
-# DDPM section 3.3: 256 grey levels on [-1, 1], each in the middle of its bin; the bins at the ends are open.
-HALF_BIN = 1 / 255
-END = 1 - HALF_BIN / 2
+# DDPM section 3.3: grey levels 0..255 on [-1, 1], each in the middle of its bin; the bins at the ends are open.
+WHITE = 255
 
 
 class Bound:
@@ -92,11 +91,13 @@ def log_normal(x: Tensor, mean: Tensor, std: float) -> Tensor:
 def log_bin(x: Tensor, mean: Tensor, std: float) -> Tensor:
     """log of what N(mean, std²) gives to x's bin (x - 1/255, x + 1/255), open at ±1: DDPM eq. 13, float64, x's shape.
 
-    Φ(upper) - Φ(lower) is formed in logs, and in the tail where both are small, so that it never rounds to 0.
+    x is read as the grey level it is nearest to, so the bins meet exactly. Φ(upper) - Φ(lower) is formed in logs, and
+    in the tail where both are small, so that it never rounds to 0.
     """
-    x, mean = x.cpu().double(), mean.cpu().double()
-    lower = ((x - HALF_BIN - mean) / std).masked_fill(x < -END, -math.inf)
-    upper = ((x + HALF_BIN - mean) / std).masked_fill(x > END, math.inf)
+    mean = mean.cpu().double()
+    level = ((x.cpu().double() + 1) * (WHITE / 2)).round()
+    lower = (((2 * level - 1) / WHITE - 1 - mean) / std).masked_fill(level <= 0, -math.inf)
+    upper = (((2 * level + 1) / WHITE - 1 - mean) / std).masked_fill(level >= WHITE, math.inf)
     right = lower + upper > 0
     lower, upper = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
     most = torch.special.log_ndtr(upper)

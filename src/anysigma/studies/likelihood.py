@@ -150,10 +150,15 @@ def report(result: Result, found: dict[str, Tensor], params: dict[str, Any]) -> 
         value, error = mean_and_error(values.tolist())
         row = {"study": "likelihood", "metric": metric, "value": value, "error": error, "floor": None, "floor_sd": None}
         result.rows.append({**row, "n": n, "params": params})
-        table.append([metric, f"{value:.4f}", "-" if error is None else f"{error:.4f}"])
+        table.append([metric, readable(value), "-" if error is None else readable(error)])
     note = "; ".join([f"standard error over {n} held-out images", *result.lines])
     result.tables.append(Table("Variational bound in bits/dim", ("term", "bits/dim", "s.e."), table, note))
     result.lines.insert(0, f"at most {' ± '.join(table[0][1:])} bits/dim")
+
+
+def readable(value: float) -> str:
+    """Four decimals, or what is too small for them."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.1e}"
 
 
 def terms_plot(nats: Tensor, lengths: Tensor) -> Plot:

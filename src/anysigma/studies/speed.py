@@ -1,0 +1,112 @@
+"""Images a second against the number of steps."""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from anysigma.distributed import is_first
+from anysigma.metrics.card import versions
+from anysigma.noise import ImageNoise
+from anysigma.plots import Curve, Plot
+from anysigma.progress import progress
+from anysigma.samplers.base import Sampler
+from anysigma.studies.base import Model, Result, Table
+from anysigma.studies.variants import device, each_S, mean_and_error, setting, variant
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long the sampler takes for a block of `block` images at every S of `steps`, those above T left out.
+
+    `repeats` blocks are timed after one that is not; noise is drawn inside the time, features and files are not.
+    Rank 0 is timed alone.
+    """
+
+    steps: Sequence[int]
+    block: int
+    repeats: int
+    seed: int
+
+    needs_checkpoint: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.block < 1 or self.repeats < 1:
+            raise ValueError(f"block={self.block}, repeats={self.repeats}: at least 1 image and 1 repeat are needed")
+
+    def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Result:
+        """Time it. Raises ValueError for a sampler without a τ rule."""
+        T = model.denoiser.process.T
+        every = each_S(sampler, self.steps, T)
+        card = {**model.card, **setting(variant(sampler, steps=1), T), **machine(device(model)), "versions": versions()}
+        card |= {"block": self.block, "repeats": self.repeats, "warm-up": "one block of the fewest steps", "seed": self.seed}
+        card |= {"parameters": sum(p.numel() for p in model.denoiser.parameters()), "shape": list(model.shape)}
+        result = Result("speed", card=card)
+        if is_first():
+            self._once(model, variant(sampler, steps=every[0]))
+            jobs = [S for S in every for _ in range(self.repeats)]
+            seconds = [self._once(model, variant(sampler, steps=S)) for S in progress(jobs, len(jobs), "speed")]
+            report(result, dict(zip(every, torch.tensor(seconds).split(self.repeats), strict=True)), self.block)
+        return result
+
+    @torch.inference_mode()
+    def _once(self, model: Model, sampler: Sampler) -> float:
+        where = device(model)
+
+        def block() -> None:
+            noise = ImageNoise(range(self.block), model.shape, self.seed, where)
+            sampler(model.denoiser, noise(), noise)
+
+        return timed(block, where)
+
+
+def timed(work: Callable[[], None], where: torch.device) -> float:
+    """Seconds until all of `work` is done, also what a GPU does beside."""
+    wait = torch.cuda.synchronize if where.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+def machine(where: torch.device) -> dict[str, Any]:
+    """What the time was taken on."""
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else processor()
+    return {"device": where.type, "device_name": name, "threads": torch.get_num_threads()}
+
+
+def processor() -> str:
+    """The CPU's name where Linux tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def report(result: Result, seconds: dict[int, torch.Tensor], block: int) -> None:
+    """Rows, table, plot and a line from the seconds a block, `[repeats]` at every S."""
+    rates = {S: block / each for S, each in seconds.items()}
+    for S, each in seconds.items():
+        for metric, values in {"images_per_second": rates[S], "seconds_per_image": each / block}.items():
+            value, error = mean_and_error(values)
+            row = {"study": "speed", "metric": metric, "value": value, "error": error, "floor": None}
+            result.rows.append({**row, "n": len(each), "params": {"S": S, "block": block}})
+    rows = [
+        [str(S), f"{rate.mean():.4g}", f"{rate.min():.4g} to {rate.max():.4g}", f"{seconds[S].mean() / block:.3g}"]
+        for S, rate in rates.items()
+    ]
+    note = f"blocks of {block} images, {result.card['threads']} threads, {result.card['device_name']}"
+    result.tables.append(Table("Speed", ["S", "images/s", "slowest to fastest", "s an image"], rows, note))
+    values, bars = zip(*(mean_and_error(rate) for rate in rates.values()), strict=True)
+    curve = Curve("here", list(rates), values, [bar or 0.0 for bar in bars])
+    caption = f"Images a second in blocks of {block}, against the number of steps S."
+    result.plots["speed"] = Plot(caption, "S", "images/s", [curve], log_x=True, log_y=True)
+    result.lines.append("speed: " + ", ".join(f"S = {S} {rate.mean():.4g} images/s" for S, rate in rates.items()))
