@@ -10,7 +10,7 @@ import anysigma  # noqa: F401  first: it makes torch and torchvision meet
 from anysigma.checkpoint import find
 from anysigma.cli import entry, task
 from anysigma.config import build, check_train, output_folder, plain, register
-from anysigma.distributed import say
+from anysigma.distributed import is_first
 from anysigma.runs import RUNS, finished, refuse_if_not_empty, result
 
 CONF = str(Path(__file__).parent / "conf")
@@ -33,8 +33,8 @@ def main(cfg: DictConfig) -> int:
     torch.manual_seed(cfg.seed)  # the network's first weights
     start = find(cfg.init, "last", RUNS) if cfg.init else None
     code = build(cfg.job).run(folder, plain(cfg), start)
-    if code == 0:
-        say(result(folder, cfg.trainer.max_steps))
+    if code == 0 and is_first():
+        print(result(folder, cfg.trainer.max_steps))
     elif code > 128:
         sys.exit(code)
     return code

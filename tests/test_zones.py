@@ -20,7 +20,7 @@ MATHS = [
     "noise.py",
     "bound.py",
 ]
-COMPOSITION = ["config.py", "cli.py", "names.py"]
+COMPOSITION = ["config.py", "cli.py", "names.py", "stored.py"]
 
 
 def imports(path: Path) -> set[str]:

@@ -34,7 +34,12 @@ def sweep_name() -> str:
 
     A job knows only its own overrides, so the name travels in the environment.
     """
-    return os.environ.setdefault("ANYSIGMA_SWEEP", f"sweep-{digest(sorted(sys.argv[1:]))}")
+    return os.environ.setdefault("ANYSIGMA_SWEEP", f"sweep-{digest(sorted(word for word in sys.argv[1:] if not how(word)))}")
+
+
+def how(word: str) -> bool:
+    """Whether a word of the command line says how a sweep runs, not what it is."""
+    return word in ("-m", "--multirun") or word.startswith(("hydra.", "hydra/", "hardware", "logger"))
 
 
 def study_name(*, _root_: DictConfig) -> str:

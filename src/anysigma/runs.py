@@ -30,9 +30,15 @@ def result(folder: Path, max_steps: int) -> str:
     return "\n".join([
         f"\nfinished at step {step}{short}", *results["lines"],
         *map(shown, results["pictures"]), f"folder   {shown(folder)}",
-        f"look     python evaluate.py checkpoint={folder.name} sampler=ddim sampler.steps=20",
+        f"look     python evaluate.py checkpoint={name(folder)} study=all",
         "another  change one word (sampler=ddpm schedule=linear seed=1), or go further: trainer.max_steps=N",
     ])  # fmt: skip
+
+
+def name(folder: Path) -> str:
+    """What `checkpoint=` takes for this run: its name below logs/train, or its path."""
+    folder = Path(shown(folder))
+    return str(folder.relative_to(RUNS) if folder.is_relative_to(RUNS) else folder)
 
 
 def listing(runs: Path = RUNS, *, names: bool = False) -> Iterator[str]:
