@@ -119,6 +119,8 @@ def test_the_256_bins_sum_to_1_and_hold_what_quadrature_finds(mean, std):
 def test_a_bin_far_away_keeps_its_cost():
     far = log_bin(torch.tensor([-1.0, 0.9999999, 0.0]), torch.tensor([1.0, -1.0, 1.0]), 0.004)
     assert far.isfinite().all() and far[0] < -100_000
+    left, right = log_bin(torch.tensor([-0.2, 0.2]), torch.tensor([1.0, -1.0]), 0.01)  # levels 102 and 153
+    assert left.item() == pytest.approx(right.item(), rel=1e-9) and -10_000 < left < -6_000
     edge = log_bin(torch.tensor([1.0]), torch.tensor([3.0]), 0.004)
     assert edge.item() == 0  # an open bin: what lies beyond ±1 is its own
 
@@ -256,6 +258,22 @@ def test_rate_ends_at_all_steps_and_distortion_is_on_0_to_255():
     assert curve.y[19] == pytest.approx(expected, rel=0.05)
     (terms,) = result.plots["likelihood_terms"].curves
     assert terms.x == list(range(1, 41)) and sum(terms.y[1:]) == pytest.approx(found["L_1..T-1"][0])
+
+
+def test_what_is_left_at_T_is_counted_in_bits():
+    q, images = GaussianProcess(Linear(20, beta_end=0.002)), pixels(50)
+    found, a = values(study().run(model_of(q), None, data_of(images), None, None)), q.alpha(20).item()
+    expected = (a * from_uint8(images).square().mean().item() - a - math.log(1 - a)) / 2 / math.log(2)
+    assert found["L_T"][0] == pytest.approx(expected, rel=1e-5) and expected > 0.05
+    assert found["bits/dim"][0] == pytest.approx(sum(found[term][0] for term in ("L_T", "L_1..T-1", "L_0")))
+
+
+def test_clip_reaches_every_term():
+    """A network that says x_0 = 5 is held to 1, an image that is white: no error is left, and each step is free."""
+    q, white = GaussianProcess(Linear(10)), torch.full((6, 1, 2, 2), 255, dtype=torch.uint8)
+    model = Model(Denoiser(Constant(5.0), q, X0()), (1, 2, 2), {})
+    clipped, free = (values(study(clip=clip).run(model, None, data_of(white), None, None)) for clip in (True, False))
+    assert clipped["L_1..T-1"][0] < 1e-6 and free["L_1..T-1"][0] > 10
 
 
 @pytest.mark.parametrize("parameterization", [X0(), V()], ids=["x0", "v"])

@@ -69,7 +69,9 @@ def test_stable_diffusion_ends_where_it_is_known_to():
 # --- zero terminal SNR ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Linear(2), Sigmoid(), Quadratic(1000, 0.00085, 0.012)], ids=str)
+@pytest.mark.parametrize(
+    "schedule", [Linear(), Cosine(), Linear(2), Sigmoid(), Quadratic(1000, 0.00085, 0.012)], ids=lambda s: type(s).__name__
+)
 def test_no_signal_is_left_at_T_and_alpha_1_is_kept(schedule):
     found = ZeroTerminalSNR(schedule)
     assert found.T == schedule.T and found.alpha[0] == 1 and found.alpha[-1].item() == 0

@@ -18,7 +18,7 @@ from anysigma.schedules.cosine import Cosine
 from anysigma.schedules.linear import Linear
 from anysigma.schedules.zero_terminal_snr import ZeroTerminalSNR
 from anysigma.studies.base import Model
-from anysigma.studies.objective import Objective, gamma_term, perturbed
+from anysigma.studies.objective import Objective, both, gamma_term, perturbed
 
 SHAPE = (1, 2, 3)
 ETAS = [1.0, 0.5, 0.2]
@@ -80,6 +80,8 @@ def test_the_difference_is_c_for_every_network_and_sigma(schedule, build):
             # A slip of a factor in either side would be seen: L is many errors large.
             assert l_gamma > 8 * error
     assert all(abs(float(row[-1])) < 3.5 for row in result.tables[0].rows)
+    mine = [found["the checkpoint's", eta, "L_gamma"][0] for eta in ETAS]
+    assert mine == sorted(mine) and mine[2] > 2 * mine[0]  # γ grows as η falls
 
 
 @pytest.mark.parametrize("parameterization", [X0(), V()], ids=["x0", "v"])
@@ -91,7 +93,7 @@ def test_no_signal_at_T_is_served(parameterization):
 
 def test_without_error_j_is_c_draw_by_draw_but_for_l_gamma():
     """At a perfect prediction of one point both densities are the same Gaussian: every ratio is 0 but the ends'."""
-    q = GaussianProcess(Linear(12))
+    q = GaussianProcess(Linear(12, beta_end=0.002))  # some signal is left at T
     x_0 = randn(5, 3, seed=4)
     bound = Bound(q, Eta(0.5))
     for t in (2, 7, 12):
@@ -104,6 +106,18 @@ def test_without_error_j_is_c_draw_by_draw_but_for_l_gamma():
     expected = torch.distributions.Normal(a.sqrt() * x_0, (1 - a).sqrt()).log_prob(x_T)
     expected = (expected - torch.distributions.Normal(0.0, 1.0).log_prob(x_T)).sum(1)
     torch.testing.assert_close(bound.log_ratio_T(x_0, x_T), expected)
+
+
+def test_the_first_step_brings_what_x_t_at_T_says():
+    q = GaussianProcess(Linear(12, beta_end=0.002))
+    denoiser, x_0, bound = wrong(q), randn(5, *SHAPE), Bound(q, Eta(0.5))
+    for t, extra in ((12, 1), (5, 0), (1, 0)):
+        x_t, x_s = randn(5, *SHAPE, seed=1), randn(5, *SHAPE, seed=2)
+        output = denoiser.output(x_t, t)
+        ratio = bound.log_ratio(x_0, x_t, x_s, denoiser(x_t, t), t)
+        J, L = both(denoiser, bound, x_0, x_t, x_s, t, output).unbind(1)
+        torch.testing.assert_close(J, ratio + extra * bound.log_ratio_T(x_0, x_t))
+        torch.testing.assert_close(L, gamma_term(denoiser, 0.5, x_0, x_t, t, output))
 
 
 @pytest.mark.parametrize("parameterization", [Eps(), X0(), V()], ids=lambda p: type(p).__name__)

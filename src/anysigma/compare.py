@@ -108,7 +108,7 @@ def ranking(kind: Kind, group: Sequence[tuple[str, Figure]], notes: Sequence[str
     way = better(metric)
     order = sorted(group, key=lambda pair: -way * pair[1].value) if way else list(group)
     # A run's step or schedule tells nothing beside its folder's name, unless they differ.
-    lines = [n for n in varying([f.setting for _, f in order]) if not _named(n, HIDDEN)]
+    lines = [n for n in varying([f.setting for _, f in order]) if not _named(n, HIDDEN) or n in order[0][1].params]
     body = [
         [
             str(place) if way else "-", name, *(said(line, figure.setting.get(line)) for line in lines),

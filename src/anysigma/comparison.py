@@ -1,14 +1,16 @@
 """Figures of several evaluations beside each other on a page: tables, and distance against S."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from anysigma import html
-from anysigma.compare import HIDDEN, disagreements, protocol
-from anysigma.figures import Collected, Figure, better, number, phrase, said, varying
+from anysigma.compare import disagreements, protocol
+from anysigma.figures import Figure, better, number, phrase, said, varying
 from anysigma.plots import COLOURS, Curve, Plot
+from anysigma.study_titles import titled
 
 WORDS = {
     "fd": "Fréchet distance", "fid": "FID", "kid": "KID", "precision": "Precision", "recall": "Recall",
@@ -22,27 +24,50 @@ def metric_name(metric: str) -> str:
     first, _, rest = metric.partition("_")
     name, features = (WORDS[metric], "") if metric in WORDS else (WORDS.get(first, ""), rest)
     way = {
-        -1: ' <span class="way" title="lower is better">↓</span>',
-        1: ' <span class="way" title="higher is better">↑</span>',
+        -1: '&nbsp;<span class="way" title="lower is better">↓</span>',
+        1: '&nbsp;<span class="way" title="higher is better">↑</span>',
     }
-    shown = name + (f" <small>in {escape(features)} features</small>" if features else "")
-    return (shown if name else f"<code>{escape(metric)}</code>") + way.get(better(metric), "")
+    plain = re.sub(r"(?<=[a-z]{2})_", " ", metric).replace("_sigma", "_σ").replace("_gamma", "_γ")
+    feature_name = f" <small>in {escape(features)} features</small>" if name and features else ""
+    return (name or html.prose(plain)) + way.get(better(metric), "") + feature_name
 
 
 def shown_value(figure: Figure) -> list[str]:
     """Value ± standard error, floor ± spread, as cells."""
     value, _, error = number(figure.value, figure.error).partition(" ± ")
     bar = f' <span class="pm">± {error}</span>' if error else ""
-    return [f"<b>{value}</b>{bar}", number(figure.floor, figure.floor_sd)]
+    floor, _, spread = number(figure.floor, figure.floor_sd).partition(" ± ")
+    return [f"<b>{value}</b>{bar}", floor + (f' <span class="pm">± {spread}</span>' if spread else "")]
 
 
-def comparison(found: Sequence[Figure], results: Collected, numbers: Iterable[int]) -> str:
-    """A table for each metric of each study, and distance against S where several were tried."""
-    kinds = list(dict.fromkeys((figure.study, figure.metric) for figure in found))
+def comparison(found: Sequence[Figure], numbers: Iterable[int]) -> str:
+    """Distance against S where several were tried, then a table for each metric that several evaluations have."""
+    kinds: dict[tuple[str, str], list[Figure]] = {}
+    for figure in found:
+        kinds.setdefault((figure.study, figure.metric), []).append(figure)
+    shared = {kind: rows for kind, rows in kinds.items() if len({row.path for row in rows}) > 1}
+    alone = [row for kind, rows in kinds.items() if kind not in shared for row in rows]
     plots = "".join(html.plot(one, f"p{next(numbers)}") for one in distances(found))
-    tables = "".join(table(study, [f for f in found if (f.study, f.metric) == (study, m)]) for study, m in kinds)
     drawn = f'<div class="figures">{plots}</div>\n' if plots else ""
-    return f'<section id="figures"><h2>Side by side</h2>{drawn}{tables}</section>\n' if found else ""
+    tables = drawn + "".join(table(study, rows) for (study, _), rows in shared.items())
+    text = f'<section id="compared"><h2>Side by side</h2>{tables}</section>\n' if tables else ""
+    return text + key_figures(alone, "Other figures" if tables else "Key figures")
+
+
+def key_figures(found: Sequence[Figure], title: str = "Key figures") -> str:
+    """All figures by study and metric, in one table."""
+    if not found:
+        return ""
+    metrics = list(dict.fromkeys(figure.metric for figure in found))
+    runs, groups = {figure.run for figure in found}, {}
+    for row in sorted(found, key=lambda row: metrics.index(row.metric)):
+        setting = phrase(row.params) if len(runs) == 1 else ", ".join(filter(None, [row.run, phrase(row.params)]))
+        cells = [metric_name(row.metric), *shown_value(row), html.prose(setting)]
+        groups.setdefault(html.prose(titled(row.study)[0]), []).append(cells)
+    floors = " Floor: what as many real images reach in place of the generated ones, ± its spread."
+    note = "± one standard error." + (floors if any(figure.floor is not None for figure in found) else "")
+    body = html.table(["Figure", "Value", "Floor", "Setting"], groups, note=note)
+    return f'<section id="figures"><h2>{title}</h2>{body}</section>\n'
 
 
 def table(study: str, found: Sequence[Figure]) -> str:
@@ -50,17 +75,27 @@ def table(study: str, found: Sequence[Figure]) -> str:
     apart, way = disagreements(found, ("tau", "clip")), better(found[0].metric)
     if way and not apart:
         found = sorted(found, key=lambda f: (f.value is None, -way * (f.value or 0)))
-    lines = [n for n in varying([f.setting for f in found]) if n.split(".")[0] not in HIDDEN and "." not in n]
-    lines = [n for n in lines if n in ("step", "weights", "n", "sets", "seed") or any(n in f.params for f in found)]
-    rows = [[run(f), *(html.prose(said(n, f.setting.get(n))) for n in lines), *shown_value(f)] for f in found]
-    title = f"{metric_name(found[0].metric)} <small>{html.prose(study.replace('_', ' '))}</small>"
-    note = f"In their order, not ranked: the cards differ in {escape(', '.join(apart))}." if apart else ""
-    return html.table(["Run", *(HEADS.get(n, html.prose(n)) for n in lines), "Value", "Floor"], {"": rows}, title, note)
+    lines = [n for n in varying([f.setting for f in found]) if shown(n, found)]
+    rows = [[escape(f.run), *(html.prose(said(n, f.setting.get(n))) for n in lines), *shown_value(f)] for f in found]
+    title = f"{metric_name(found[0].metric)} <small>· {html.prose(study.replace('_', ' '))}</small>"
+    parts = ", ".join(dict.fromkeys(line.split(".")[0].replace("_", " ") for line in apart))
+    note = f"In their order, not ranked: the cards differ in {escape(parts)}." if apart and way else ""
+    return table_of(
+        ["Run", *(HEADS.get(n, html.prose(n.replace("_", " "))) for n in lines), "Value", "Floor"], rows, title, note
+    )
 
 
-def run(figure: Figure) -> str:
-    """The run's name as a cell."""
-    return escape(figure.run)
+def shown(line: str, found: Sequence[Figure]) -> bool:
+    """Whether a line that varies gets a column: what was set for the figure, and what the run does not tell by itself."""
+    by_run = {figure.run: figure.setting.get(line) for figure in found}
+    told = all(by_run[figure.run] == figure.setting.get(line) for figure in found)
+    return any(line in f.params for f in found) or (line in ("step", "weights", "n", "sets", "seed") and not told)
+
+
+def table_of(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, note: str) -> str:
+    """The table, without its last column where that is empty."""
+    width = len(columns) if any(row[-1] != number(None) for row in rows) else -1
+    return html.table(columns[:width], {"": [row[:width] for row in rows]}, title, note)
 
 
 def distances(found: Sequence[Figure]) -> list[Plot]:
@@ -74,30 +109,43 @@ def distances(found: Sequence[Figure]) -> list[Plot]:
 
 
 def against_S(metric: str, rows: Sequence[Figure], common: str = "") -> list[Plot]:
-    """One plot, or one for each value of what differs first where there are more curves than colours."""
+    """One plot, or one for each run, and so on, where there are more curves than colours; none of a single S."""
+    if len({row.params["S"] for row in rows}) < 2:
+        return []
     settings = [curve_setting(row) for row in rows]
-    names, curves = varying(settings), defaultdict(dict)
+    names = telling(settings)
+    curves, others = defaultdict(dict), [name for name in names if name != "sigma"]
     for row, setting in zip(rows, settings, strict=True):
-        curves[tuple(repr(setting.get(name)) for name in names)].setdefault(row.params["S"], (row, setting))
-    if len(curves) >= len(COLOURS) and len(names) > 1:
+        curves[values(setting, names)].setdefault(row.params["S"], (row, setting))
+    if len(curves) >= len(COLOURS) and others:
         parts = defaultdict(list)
         for row, setting in zip(rows, settings, strict=True):
-            parts[str(setting.get(names[0]))].append(row)
-        said_before = f"{common}, " if common else ""
-        return [
-            one
-            for value, part in parts.items()
-            for one in against_S(metric, part, f"{said_before}{label({names[0]: value})}")
-        ]
+            parts[", ".join(filter(None, [common, label({others[0]: setting.get(others[0])})]))].append(row)
+        return [one for said_before, part in parts.items() for one in against_S(metric, part, said_before)]
     drawn = [curve(points, names) for points in curves.values()]
-    caption = f"{metric} against the number of steps S, ± one standard error{f': {common}' if common else ''}."
+    caption = f"{metric} against the number of steps S, ± one standard error{f'; {common}' if common else ''}."
     return [Plot(caption, "S (network evaluations an image)", metric, [*drawn, *floor(rows)], log_x=True)]
 
 
 def curve_setting(row: Figure) -> dict[str, Any]:
-    """What makes a point part of another curve: the run, the protocol, and σ."""
+    """What makes a point part of another curve: the run, σ, and the protocol."""
     same = {name: value for name, value in protocol(row).items() if name != "S"}
-    return {"run": row.run, "step": row.setting.get("step"), **same, "sigma": row.params["sigma"]}
+    return {"run": row.run, "sigma": row.params["sigma"], "step": row.setting.get("step"), **same}
+
+
+def telling(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """What tells the curves apart: run and σ, where they vary, and each line that says more than those before it."""
+    names: list[str] = []
+    for name in varying(settings):
+        parts = len({values(setting, names) for setting in settings})
+        if name in ("run", "sigma") or len({values(setting, [*names, name]) for setting in settings}) > parts:
+            names.append(name)
+    return names
+
+
+def values(setting: dict[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    """The lines' values, so that they can be held against those of others."""
+    return tuple(repr(setting.get(name)) for name in names)
 
 
 def curve(points: dict[int, tuple[Figure, dict[str, Any]]], names: Sequence[str]) -> Curve:

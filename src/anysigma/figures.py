@@ -12,9 +12,9 @@ from anysigma.studies.base import read_results
 
 Collected = Sequence[tuple[Path, dict[str, Any]]]
 
-# A metric's name is split at "_": fd_digits, reconstruction_mse. Any of these words says which way is better.
-LOWER = {"fd", "fid", "kid", "mse", "bits", "nll"}
-HIGHER = {"precision", "recall", "inception", "isc"}
+# Words of a metric's name (fd_digits, bits/dim, images_per_second) that say which way is better.
+LOWER = {"fd", "fid", "kid", "mse", "bits", "nll", "seconds"}
+HIGHER = {"precision", "recall", "inception", "isc", "second"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def run_of(checkpoint: str | None) -> str:
 
 def better(metric: str) -> int:
     """-1 where lower is better, +1 where higher is, 0 where the name does not tell."""
-    words = set(metric.lower().split("_"))
+    words = set(re.split(r"[^a-z]+", metric.lower()))
     return -1 if words & LOWER else 1 if words & HIGHER else 0
 
 
@@ -107,7 +107,7 @@ def number(value: float | None, error: float | None = None) -> str:
     """`867.9 ± 3.6`: two figures of the error, four of a value without one; `1.99e-06 ± 3e-08` where it is small."""
     if value is None or not math.isfinite(value):
         return "–" if value is None else str(value)
-    known = error is not None and math.isfinite(error) and error > 0
+    known = error is not None and math.isfinite(error) and error > 1e-6 * abs(value)
     if value and abs(value) < 1e-3:
         return f"{value:.2e}" + (f" ± {error:.0e}" if known else "")
     scale = error if known else abs(value)

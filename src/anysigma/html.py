@@ -14,10 +14,8 @@ from anysigma.plots import Curve, Plot, svg
 PNG = b"\x89PNG\r\n\x1a\n"
 WIDE = 1.9  # a picture this many times as wide as high gets a row of its own
 # x_0, f_θ, L_{t-1}: one letter and a short index, never a part of a longer name.
-INDEXED = re.compile(
-    r"(?<![\w.])([A-Za-zα-ω]\u0302?)_(?:\{([^{}<>]{1,8})\}|([0-9A-Za-zα-ω]{1,2}(?:[-+]1)?))(?![\w.]\w)(?!\w)"
-)
-NUMERIC = re.compile(r"(n/a|[-–+±≈<>~(]?\s*[\d.].*|[-–]?)")
+INDEXED = re.compile(r"(?<![\w.])([A-Za-zα-ω]\u0302?)_(?:\{([^{}<>]{1,8})\}|([0-9A-Za-zα-ω]{1,2}(?:[-+]1)?))(?!\w|\.[\w.])")
+NUMERIC = re.compile(r"(n/a|inf|nan|[-–+±≈<>~(]?\s*[\d.].*|[-–]?)")
 
 
 def prose(text: str) -> str:
@@ -75,8 +73,13 @@ def _bare(cell: str) -> str:
 
 def pairs(lines: Mapping[str, str], kind: str = "card") -> str:
     """Names and values, one below the other; both are text."""
-    body = "".join(f"<div><dt>{escape(name)}</dt><dd>{prose(value)}</dd></div>" for name, value in lines.items())
+    body = "".join(f"<div><dt>{escape(name)}</dt><dd>{breakable(value)}</dd></div>" for name, value in lines.items())
     return f'<dl class="{kind}">{body}</dl>\n'
+
+
+def breakable(text: str) -> str:
+    """Prose whose paths may be broken after a slash."""
+    return re.sub(r"(?<!<)/(?=\w)", "/<wbr>", prose(text))
 
 
 def folded(summary: str, body: str) -> str:

@@ -10,26 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from anysigma import html
-from anysigma.comparison import comparison, metric_name, shown_value
-from anysigma.figures import Collected, Figure, collect, figures, flat, phrase, run_of, said, varying
+from anysigma.comparison import comparison, key_figures
+from anysigma.figures import Collected, collect, figures, flat, phrase, run_of, said, varying
+from anysigma.study_titles import titled
 
 __all__ = ["collect", "page", "write_report"]
 
-STUDIES = {
-    "fidelity": ("Fidelity", "How far one sampler's images are from real ones, beside what as many real images reach."),
-    "table": ("Steps and noise", "One network, every sampler: the distance over the number of steps S and the noise η."),
-    "reconstruction": ("Reconstruction", "Held-out images, encoded to x_T by DDIM and decoded again: what is lost."),
-    "interpolation": ("Interpolation", "Between two noises on the great circle through them: x_T moves, the image follows."),
-    "consistency": ("Consistency", "The same x_T in few steps and in many: what the noise alone decides about an image."),
-    "trajectory": ("From noise to image", "One run of the sampler: the state x_t, and the x_0 that the network sees in it."),
-    "one_step": ("One step", "From pure noise to x_0 in a single jump: nearly the mean of the data, and why."),
-    "likelihood": ("Likelihood", "The variational bound on held-out images in bits a dimension, and where they are spent."),
-    "objective": ("One objective for every σ", "J_σ and L_γ on the same draws differ by a constant that no network moves."),
-    "schedule": ("Noise schedules", "How much signal is left at every t, and the weights γ_t that follow from it."),
-    "memorisation": ("Memorisation", "The nearest training images of generated ones, beside those of held-out images."),
-    "speed": ("Speed", "Images a second and seconds an image, against the number of steps S."),
-    "plane": ("In the plane", "Points instead of images: the generated beside the data, where every error can be seen."),
-}
+SETTING = ("step", "weights", "sampler", "S", "sigma", "tau", "clip", "n", "seed", "variance")
 FACTS = {
     "checkpoint": "Checkpoint", "step": "Step", "weights": "Weights", "schedule": "Schedule", "reference": "Reference",
     "features": "Features", "precision": "Precision",
@@ -52,7 +39,7 @@ def page(results: Collected) -> str:
         raise ValueError("a report needs at least one evaluation")
     numbers, many = count(1), len(results) > 1
     found = figures(results)
-    over = comparison(found, results, numbers) if many else key_figures(found)
+    over = comparison(found, numbers) if many else key_figures(found)
     studies = list(dict.fromkeys(section["study"] for _, content in results for section in content["sections"]))
     body = [over, *(study(name, results, numbers) for name in studies), made(results)]
     title = heading(results)
@@ -78,7 +65,7 @@ def opening(title: str, results: Collected) -> str:
     """The title, and of one evaluation what was evaluated."""
     head = f'<header><p class="kicker">anysigma · evaluation</p><h1>{escape(title)}</h1>'
     if len(results) > 1:
-        return f'{head}<p class="lead">{len(results)} evaluations on one page.</p></header>\n'
+        return f'{head}<p class="lead">{len(results)} evaluations on one page.</p></header>\n{evaluated(results)}'
     known: dict[str, Any] = {}
     for card in cards_of(results[0][1]):
         known = {**card, **known}
@@ -86,6 +73,17 @@ def opening(title: str, results: Collected) -> str:
     if "n" in known:
         facts["Images"] = f"{known['n']} a set" + (f", {known['sets']} sets" if "sets" in known else "")
     return f"{head}</header>\n{html.pairs(facts, 'facts') if facts else ''}"
+
+
+def evaluated(results: Collected) -> str:
+    """The checkpoints of several evaluations, with what was done with each."""
+    studies: dict[tuple[str, ...], dict[str, None]] = {}
+    for path, content in results:
+        for one in content["sections"]:
+            known = [fact(one["card"].get(line)) for line in ("step", "weights")]
+            studies.setdefault((evaluation(path, one["card"]), *known), {})[titled(one["study"])[0]] = None
+    rows = [[*map(escape, what), html.prose(", ".join(done))] for what, done in studies.items()]
+    return html.table(["Run", "Step", "Weights", "Studies"], {"": rows})
 
 
 def fact(value: Any) -> str:
@@ -105,44 +103,28 @@ def contents(body: str) -> str:
     return f'<nav aria-label="Contents"><ol>{items}</ol></nav>\n'
 
 
-def key_figures(found: Sequence[Figure]) -> str:
-    """All rows of one evaluation, grouped by study."""
-    if not found:
-        return ""
-    groups: dict[str, list[list[str]]] = {}
-    for row in found:
-        setting = html.prose(phrase(row.params))
-        groups.setdefault(html.prose(titled(row.study)[0]), []).append([metric_name(row.metric), *shown_value(row), setting])
-    note = "± one standard error. Floor: what as many real images reach in place of the generated ones, ± its spread."
-    body = html.table(
-        ["Figure", "Value", "Floor", "Setting"], groups, note=note if any(f.floor is not None for f in found) else ""
-    )
-    return f'<section id="figures"><h2>Key figures</h2>{body}</section>\n'
-
-
-def titled(name: str) -> tuple[str, str]:
-    """Title and sentence of a study; an unknown one has its name."""
-    return STUDIES.get(name, (name.replace("_", " ").capitalize(), ""))
-
-
 def study(name: str, results: Collected, numbers: Iterable[int]) -> str:
     """All that the evaluations found in one study, each under its own heading where there are several."""
     title, sentence = titled(name)
     having = [(p, c, mine) for p, c in results if (mine := [s for s in c["sections"] if s["study"] == name])]
     lead = f'<p class="lead">{html.prose(sentence)}</p>' if sentence else ""
     text = f'<section id="study-{escape(name)}"><h2>{html.prose(title)}</h2>{lead}\n'
-    settings = [flat(mine[0]["card"]) for _, _, mine in having]
-    apart = [
-        line
-        for line in varying(settings)
-        if line in ("step", "weights", "sampler", "S", "sigma", "tau", "clip", "n", "seed")
-    ]
-    for (path, content, mine), setting in zip(having, settings, strict=True):
-        if len(results) > 1:
-            words = [evaluation(path, setting), phrase({line: setting.get(line) for line in apart})]
-            text += f"<h3>{html.prose(' · '.join(filter(None, words)))}</h3>\n"
+    for (path, content, mine), name_here in zip(having, headings([(p, mine) for p, _, mine in having]), strict=True):
+        text += f"<h3>{name_here}</h3>\n" if len(results) > 1 else ""
         text += "".join(section(one, path.parent, numbers) for one in mine) + card(name, content, mine)
     return text + "</section>\n"
+
+
+def headings(having: Sequence[tuple[Path, Sequence[Mapping[str, Any]]]]) -> list[str]:
+    """The run and what sets an evaluation apart from the others, with its folder where that is not enough."""
+    settings = [flat(mine[0]["card"]) for _, mine in having]
+    apart = [line for line in varying(settings) if line in SETTING]
+    names = []
+    for (path, _), setting in zip(having, settings, strict=True):
+        words = phrase({line: setting[line] for line in apart if setting.get(line) is not None})
+        names.append(html.prose(" · ".join(filter(None, [evaluation(path, setting), words]))))
+    folders = [f" <small>{escape(path.parent.name)}</small>" for path, _ in having]
+    return [name + (folder if names.count(name) > 1 else "") for name, folder in zip(names, folders, strict=True)]
 
 
 def evaluation(path: Path, card: Mapping[str, Any]) -> str:

@@ -1,13 +1,13 @@
 """Whether generated images are copies: their nearest training images, beside those of held-out images."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from anysigma.data.images import from_uint8
 from anysigma.distributed import is_first
 from anysigma.metrics.fidelity import Features
 from anysigma.metrics.vectors import cached_vectors, vectors
@@ -17,25 +17,20 @@ from anysigma.samplers.base import Sampler
 from anysigma.studies.base import Model, Result, Table, describe
 from anysigma.studies.generated import generated
 
-# Rows of the two sides that are compared at once: 1,000 x 2,000 distances, and 2,000 CIFAR images are 25 MB.
-ROWS, REFERENCES = 1000, 2000
+AT_ONCE = 20_000_000  # distances, and numbers of vectors, that are held at once: 80 MB each
 SUSPICIOUS = 0.01  # nearer than all but this share of held-out images
+COPY = 1e-6  # the same image, but for rounding
 
-
-class Nearest(NamedTuple):
-    """Distance `[N]` to the nearest reference and its number `[N]`."""
-
-    distance: Tensor
-    index: Tensor
+Nearest = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Memorisation:
     """Distances from `n` generated images to their nearest training images, in pixels and in features.
 
-    The yardstick: the same for as many held-out images, which nobody can have memorised. `shown`: the most suspicious,
-    drawn with their nearest; `seed` names the noise, `block` images are computed at once; `cache`: where the training
-    images' features are kept.
+    The yardstick: the same for held-out images, at least 100 and at most as many as there are, which nobody can have
+    memorised. `shown`: the nearest ones, drawn; `seed` names the noise, `block` images are computed at once; `cache`:
+    where the training images' features are kept.
     """
 
     n: int
@@ -56,26 +51,26 @@ class Memorisation:
         images = generated(model, sampler, self.n, seed=self.seed, block=self.block, folder=folder)
         card = {**model.card, **describe(sampler, model.denoiser.process.T), "seed": self.seed, "block": self.block}
         card |= {"data_hash": data.hash, "reference": f"{len(data.train)} training images", **features.card()}
-        result = Result("memorisation", card=card)
+        result = Result("memorisation", card={**card, "n": self.n})
         if is_first():
             self.compare(result, images, data, features)
         return result
 
     def compare(self, result: Result, images: Tensor, data: Any, features: Features) -> None:
         """Figures and the picture for uint8 images `[n, C, H, W]`, wherever they come from."""
-        held_out = data.held_out[: max(self.n, 100)]
-        found = {"pixels": [], "features": []}
-        of_train = own(cached_vectors(data.train, features, Path(self.cache) if self.cache else None), features)
-        for some in (images, held_out):
-            found["pixels"].append(nearest(some, data.train, pixels))
-            found["features"].append(nearest(own(vectors(some, features), features), of_train, lambda x: x))
-        report(result, found)
-        first = found["features"][0].distance.argsort()[: self.shown]
-        columns = [images[first], *(data.train[found[space][0].index[first]] for space in found)]
-        result.pictures["memorisation"] = grid(torch.stack(columns).flatten(0, 1), columns=len(first))
+        held_out = data.held_out[: max(len(images), 100)]
+        in_pixels = [nearest(pixels(some), data.train) for some in (images, held_out)]
+        trained = own(cached_vectors(data.train, features, Path(self.cache) if self.cache else None), features)
+        in_features = [nearest(own(vectors(some, features), features), trained) for some in (images, held_out)]
+        found = {"pixels": in_pixels, f"{features.name} features": in_features}
+        spaces = {space: compared(made[0], real[0]) for space, (made, real) in found.items()}
+        report(result, spaces, len(images), len(held_out))
+        first = in_features[0][0].argsort()[: self.shown]
+        columns = [images[first], data.train[in_pixels[0][1][first]], data.train[in_features[0][1][first]]]
+        result.pictures["memorisation"] = grid(torch.cat(columns), columns=len(first))
         result.captions["memorisation"] = (
-            "The generated images nearest to the training images in features, the most suspicious first;"
-            " below each its nearest training image in pixels, and in features."
+            f"The {len(first)} generated images that lie nearest to a training image in features, the nearest first; below"
+            f" each its nearest training image in pixels, and in {features.name} features."
         )
 
 
@@ -85,48 +80,62 @@ def own(found: Tensor, features: Features) -> Tensor:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """uint8 images as vectors whose Euclidean distance is the root mean squared difference on 0..255."""
-    return images.flatten(1).float() / images[0].numel() ** 0.5
+    """uint8 images as vectors whose Euclidean distance is the root mean squared difference on [-1, 1]; `[N, d]`."""
+    return from_uint8(images).flatten(1) / images[0].numel() ** 0.5
 
 
-def nearest(x: Tensor, references: Tensor, as_vectors: Callable[[Tensor], Tensor]) -> Nearest:
-    """The nearest reference of every x, Euclidean, piece by piece; the distance found is then computed without rounding.
+def nearest(x: Tensor, references: Tensor) -> Nearest:
+    """Euclidean distance `[N]` from every row to its nearest reference, and that one's number `[N]`.
 
-    The products that make it fast are off by about 1e-3 of the norms, so a copy would not be at 0.
+    References are rows too, or uint8 images, which become rows piece by piece: no array is larger than AT_ONCE. The
+    products that find the nearest are off by about 1e-3 of the norms, so its distance is computed once more, from
+    the difference: a copy is at 0.
     """
-    pieces = x.split(ROWS)
-    parts = [_nearest(as_vectors(one), references, as_vectors) for one in progress(pieces, len(pieces), "nearest images")]
-    return Nearest(*map(torch.cat, zip(*parts, strict=True)))
-
-
-def _nearest(x: Tensor, references: Tensor, as_vectors: Callable[[Tensor], Tensor]) -> Nearest:
+    size = max(1, AT_ONCE // max(len(x), x.shape[1]))
     best, index = x.new_full((len(x),), torch.inf), torch.zeros(len(x), dtype=torch.long)
-    for k, piece in enumerate(references.split(REFERENCES)):
-        distance, at = torch.cdist(x, as_vectors(piece)).min(1)
-        index = torch.where(distance < best, at + k * REFERENCES, index)
+    pieces = references.split(size)
+    for k, piece in enumerate(progress(pieces, len(pieces), "nearest images")):
+        distance, at = torch.cdist(x, as_rows(piece)).min(1)
+        index = torch.where(distance < best, at + k * size, index)
         best = torch.minimum(distance, best)
-    return Nearest((x - as_vectors(references[index])).norm(dim=1), index)
+    few = max(1, AT_ONCE // x.shape[1])
+    exact = [(some - as_rows(references[at])).norm(dim=1) for some, at in zip(x.split(few), index.split(few), strict=True)]
+    return torch.cat(exact), index
 
 
-def report(result: Result, found: dict[str, list[Nearest]]) -> None:
-    """Rows, table and lines: generated beside held-out images, in each space."""
+def as_rows(references: Tensor) -> Tensor:
+    """Images as `pixels`, rows as they are."""
+    return pixels(references) if references.dtype == torch.uint8 else references
+
+
+def compared(made: Tensor, real: Tensor) -> dict[str, float]:
+    """Nearest distances of generated images beside those of held-out ones: quantiles, and the share that is too near."""
+    limit, n = real.quantile(SUSPICIOUS), len(made)
+    share = (made < limit).double().mean().item()
+    return {
+        "median": made.median().item(), "median_held_out": real.median().item(),
+        "q05": made.quantile(0.05).item(), "q05_held_out": real.quantile(0.05).item(),
+        "suspicious": share, "suspicious_error": (share * (1 - share) / n) ** 0.5,
+        "copies": (made < COPY).double().mean().item(),
+    }  # fmt: skip
+
+
+def report(result: Result, spaces: dict[str, dict[str, float]], n: int, held_out: int) -> None:
+    """Rows, a table and a line for each space."""
+    columns = ["space", "median", "held-out", "5 % quantile", "held-out", "nearer than the held-out's 1 %", "copies"]
     rows = []
-    for space, (made, real) in found.items():
-        limit = real.distance.quantile(SUSPICIOUS)
-        share, n = (made.distance < limit).double().mean().item(), len(made.distance)
-        figures = {"nearest_median": 0.5, "nearest_5_percent": 0.05}
-        values = {
-            name: (made.distance.quantile(at).item(), real.distance.quantile(at).item()) for name, at in figures.items()
-        }
-        values["suspicious_share"] = (share, SUSPICIOUS)
-        for metric, (value, floor) in values.items():
-            error = (share * (1 - share) / n) ** 0.5 if metric == "suspicious_share" else None
-            row = {"study": "memorisation", "metric": f"{metric}_{space}", "value": value, "error": error, "floor": floor}
-            result.rows.append({**row, "n": n, "params": {"space": space, "held_out": len(real.distance)}})
-            rows.append([space, metric.replace("_", " "), f"{value:.4g}", f"{floor:.4g}"])
-        result.lines.append(
-            f"{space}: {100 * share:.1f} % of the generated images are nearer to a training image than"
-            f" {100 - 100 * SUSPICIOUS:.0f} % of the held-out ones are (1 % would be, if nothing were copied)"
-        )
-    note = "distance to the nearest training image: root mean square on 0..255 in pixels, Euclidean in features"
-    result.tables.append(Table("Memorisation", ["space", "what", "generated", "held out"], rows, note))
+    for space, found in spaces.items():
+        for metric, value, error, floor in (
+            ("nearest_median", found["median"], None, found["median_held_out"]),
+            ("nearest_q05", found["q05"], None, found["q05_held_out"]),
+            ("suspiciously_near", found["suspicious"], found["suspicious_error"], SUSPICIOUS),
+            ("copies", found["copies"], None, None),
+        ):
+            row = {"study": "memorisation", "metric": metric, "value": value, "error": error, "floor": floor}
+            result.rows.append({**row, "n": n, "params": {"space": space, "held_out": held_out}})
+        names = ("median", "median_held_out", "q05", "q05_held_out")
+        near = f"{100 * found['suspicious']:.1f} % ± {100 * found['suspicious_error']:.1f}"
+        rows.append([space, *(f"{found[name]:.3f}" for name in names), near, f"{100 * found['copies']:.1f} %"])
+        result.lines.append(f"{space}: {near} of the images suspiciously near to a training image (1 % if none is copied)")
+    note = f"Distance to the nearest training image, of {n} generated and {held_out} held-out images."
+    result.tables.append(Table("Nearest training images", columns, rows, note))

@@ -169,4 +169,4 @@ def difference_plot(rows: Sequence[dict[str, Any]], networks: Sequence[str], C: 
         curves.append(Curve(name, L, [g["value"] for g in gap], [g["error"] for g in gap], style="."))
     curves.append(Curve("C", [min(every), max(every)], [C, C], style="--"))
     caption = "J_σ - L_γ stays at C whatever L_γ the network and η give."
-    return Plot(caption, "L_γ, nats an image", "J_σ - L_γ, nats an image", curves, log_x=True)
+    return Plot(caption, "L_γ, nats an image", "J_σ - L_γ, nats an image", curves)
