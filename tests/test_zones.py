@@ -19,6 +19,7 @@ MATHS = [
     "objective.py",
     "noise.py",
     "bound.py",
+    "exact.py",
 ]
 COMPOSITION = ["config.py", "cli.py", "names.py", "stored.py"]
 

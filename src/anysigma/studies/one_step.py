@@ -130,7 +130,10 @@ def report(result: Result, denoiser: Denoiser, jump: Tensor, mean: Tensor, sprea
         row = {"study": "one_step", "metric": metric, "value": value, "error": error, "floor": None}
         result.rows.append({**row, "n": len(jump), "params": {"T": denoiser.process.T}})
     rows = [[what, f"{value:.4g}" + (f" ± {error:.1g}" if error else "")] for what, value, error in figures.values()]
-    note = "root mean squares a dimension on [-1, 1], ± standard error over images"
+    note = (
+        "root mean squares a dimension on [-1, 1], ± standard error over images; an x_0 or v output misses the data's own"
+        " spread too, which x_T cannot tell"
+    )
     result.tables.append(Table("One step from T", ["what", "value"], rows, note))
     result.lines.append(
         f"one step: {root(off)[0]:.3g} from the data's mean a dimension (the data themselves: {spread:.3g}):"
