@@ -10,7 +10,7 @@ from conftest import ExactDenoiser, gaussian, randn
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
-from anysigma.bound import Bound, log_bin, log_normal, predicted
+from anysigma.bound import Bound, log_bin, log_normal
 from anysigma.data.images import from_uint8
 from anysigma.denoiser import Denoiser
 from anysigma.gaussian import GaussianProcess
@@ -58,7 +58,7 @@ def test_every_step_is_the_kl_that_torch_has(short, name, parameterization):
         room = max(1 - s - sigma**2, 0) ** 0.5
         q = Independent(Normal(s**0.5 * x_0 + room * eps, sigma), 1)
         p = Independent(Normal(s**0.5 * f + room * guess, std), 1)
-        found = bound.step(x_0, eps, predicted(denoiser, short.q_sample(x_0, ts, eps), ts), ts)
+        found = bound.step(x_0, eps, denoiser(short.q_sample(x_0, ts, eps), ts), ts)
         torch.testing.assert_close(found, kl_divergence(q, p), rtol=1e-9, atol=1e-12)
 
 
@@ -137,10 +137,10 @@ def test_the_decoder_sums_over_pixels_with_the_variance_of_t_2(process):
 def test_clip_derives_eps_again(short):
     denoiser = Denoiser(Constant(5.0), short, X0())
     x_t, t = randn(3, D), torch.full((3,), 4)
-    eps, x_0 = predicted(denoiser, x_t, t, clip=True)
+    eps, x_0 = denoiser.clipped(x_t, t)
     assert (x_0 == 1).all()
     torch.testing.assert_close(short.q_sample(x_0, t, eps), x_t)
-    assert (predicted(denoiser, x_t, t).x_0 == 5).all()
+    assert (denoiser(x_t, t).x_0 == 5).all()
 
 
 class Constant(nn.Module):

@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from anysigma.denoiser import Denoiser
 from anysigma.gaussian import GaussianProcess
 from anysigma.parameterizations import Prediction
 from anysigma.samplers.sigma import SigmaRule
@@ -67,15 +66,6 @@ class Bound:
     def constant(self, x_0: Tensor) -> Tensor:
         """C of J_σ = L_γ + C, DDIM theorem 1: L_T + (d/2) ln(2π σ_1²), whatever σ and the network are."""
         return self.prior(x_0) + x_0[0].numel() / 2 * math.log(2 * math.pi * self.std[1].item() ** 2)
-
-
-def predicted(denoiser: Denoiser, x_t: Tensor, t: Tensor, clip: bool = False) -> Prediction:
-    """The denoiser's prediction; with `clip` x_0 is held in [-1, 1] and eps derived from it again."""
-    prediction = denoiser(x_t, t)
-    if not clip:
-        return prediction
-    x_0 = prediction.x_0.clamp(-1, 1)
-    return Prediction(denoiser.process.eps(x_t, t, x_0), x_0)
 
 
 def squared(x: Tensor) -> Tensor:

@@ -27,3 +27,8 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, t: int | Tensor) -> Prediction:
         """ε_θ^(t)(x_t) and f_θ^(t)(x_t) (DDIM eq. 9), both `[B, C, H, W]`."""
         return self.parameterization.predict(self.process, self.output(x_t, t), x_t, t)
+
+    def clipped(self, x_t: Tensor, t: int | Tensor) -> Prediction:
+        """The prediction with x_0 held in [-1, 1], and the eps that x_t = √α_t x_0 + √(1-α_t) eps then demands."""
+        x_0 = self(x_t, t).x_0.clamp(-1, 1)
+        return Prediction(self.process.eps(x_t, t, x_0), x_0)

@@ -8,7 +8,6 @@ from typing import Self
 from torch import Tensor
 
 from anysigma.denoiser import Denoiser
-from anysigma.parameterizations import Prediction
 from anysigma.samplers.base import Noise, Step, pairs
 from anysigma.samplers.sigma import Eta, SigmaRule
 from anysigma.samplers.tau import Explicit, TauRule, tau_rule
@@ -52,7 +51,7 @@ class Generalized:
 
     def step(self, denoiser: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise) -> Step:
         """One step t → s, DDIM eq. 12; s = t (a repeat in τ) is the identity. Noise is drawn only where std > 0."""
-        prediction = self._clipped(denoiser, x_t, t)
+        prediction = denoiser.clipped(x_t, t) if self.clip else denoiser(x_t, t)
         if s == t:
             return Step(t, s, x_t, prediction.x_0)
         sigma, std = self.sigma(denoiser.process, t, s)
@@ -94,14 +93,6 @@ class Generalized:
         for step in self.encoding(denoiser, x_0):
             x_0 = step.x_s
         return x_0
-
-    def _clipped(self, denoiser: Denoiser, x_t: Tensor, t: int) -> Prediction:
-        """The prediction; a clipped x_0 carries the eps that x_t = √α_t x_0 + √(1-α_t) eps then demands."""
-        prediction = denoiser(x_t, t)
-        if not self.clip:
-            return prediction
-        x_0 = prediction.x_0.clamp(-1, 1)
-        return Prediction(denoiser.process.eps(x_t, t, x_0), x_0)
 
 
 class Capped(Generalized):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from anysigma.bound import Bound, predicted, squared
+from anysigma.bound import Bound, squared
 from anysigma.data.images import from_uint8
 from anysigma.distributed import gathered, my_share, spread
 from anysigma.metrics.card import versions
@@ -103,7 +103,8 @@ class Likelihood:
         x_0, (ts, _) = x_0.to(device), self.drawn_t(ks, bound.process.T)
         for i, t in enumerate(ts.to(device).unbind(1)):
             eps = noise()
-            prediction = predicted(model.denoiser, bound.process.q_sample(x_0, t, eps), t, self.clip)
+            predict = model.denoiser.clipped if self.clip else model.denoiser
+            prediction = predict(bound.process.q_sample(x_0, t, eps), t)
             nats = bound.decoder(x_0, prediction) if i == 0 else bound.step(x_0, eps, prediction, t)
             yield torch.stack([nats, squared(x_0 - prediction.x_0.clamp(-1, 1))], 1)
 
