@@ -8,13 +8,13 @@ from omegaconf import DictConfig
 
 import anysigma  # noqa: F401  first: it makes torch and torchvision meet
 from anysigma.cli import entry, task
-from anysigma.compare import compare
 from anysigma.config import ConfigError, build, check, command, output_folder, plain, register
-from anysigma.figures import collect
 from anysigma.metrics.card import versions
 from anysigma.pictures import shown
 from anysigma.record import Record
-from anysigma.report import write_report
+from anysigma.report.compare import compare
+from anysigma.report.figures import collect
+from anysigma.report.page import write_report
 from anysigma.runs import RUNS, listing
 from anysigma.stored import evaluation
 
@@ -28,7 +28,9 @@ def main(cfg: DictConfig) -> None:
     """compose → check → build → run."""
     folder = Path(output_folder())
     if cfg.compare is not None:
-        print(compare(cfg.compare, cfg.across))
+        ranking = compare(cfg.compare, cfg.across)
+        (folder / "comparison.txt").write_text(ranking + "\n")
+        print(ranking)
         return
     if cfg.report is not None:
         print(shown(write_report(folder, collect(cfg.report))))

@@ -21,7 +21,8 @@ class Finds:
         self.seen.append((self.name, (folder / "results.json").exists()))
         row = {"study": self.name, "metric": "m", "value": 1.0, "error": None, "floor": None, "n": 1, "params": {"S": 2}}
         return Result(
-            self.name, [{**row, "card": {"S": 2}}], {"n": 1}, {self.name: np.zeros((3, 4, 4, 3), np.uint8)},
+            self.name, rows=[{**row, "card": {"S": 2}}], card={"n": 1},
+            pictures={self.name: np.zeros((3, 4, 4, 3), np.uint8)},
             plots={f"{self.name}_plot": Plot("c", "x", "y", [Curve("l", [1, 2], [1.0, 2.0])])},
             tables=[Table("t", ["a", "bb"], [["1", "2"]], "note")], lines=[f"{self.name} said"],
         )  # fmt: skip

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from anysigma.compare import compare
-from anysigma.figures import better, collect, number, phrase, run_of
+from anysigma.report.compare import compare
+from anysigma.report.figures import better, collect, number, phrase, run_of
 
 CARD = {
     "checkpoint": "logs/train/a/checkpoints/last.ckpt", "step": 100, "weights": "ema 0.99", "weights_sha256": "00",

@@ -215,7 +215,7 @@ def test_a_perfect_model_costs_what_it_must_and_more_than_the_entropy():
         one = study(variance=variance, eta=eta)
         terms = values(one.run(model_of(q), None, data, None, None))
         value, error = terms["bits/dim"]
-        assert terms["L_T"][0] + terms["L_1..T-1"][0] + terms["L_0"][0] == pytest.approx(value, abs=1e-12)
+        assert terms["L_T"][0] + terms["L_1 to L_{T-1}"][0] + terms["L_0"][0] == pytest.approx(value, abs=1e-12)
         assert value == pytest.approx(perfect(q, 0.09, one.rule), abs=4 * error) and error < 0.15
         found[variance, eta] = value
     assert entropy + 0.1 < found["beta", 1.0] < found["sigma", 1.0] - 0.3 and found["sigma", 0.5] > found["sigma", 1.0] + 0.3
@@ -225,9 +225,9 @@ def test_drawn_terms_have_no_bias_and_every_t_is_exact():
     q, data = GaussianProcess(Cosine(60)), data_of(pixels(2000))
     every = values(study(n=2000).run(model_of(q), None, data, None, None))
     some = values(study(n=2000, steps=9).run(model_of(q), None, data, None, None))
-    for metric in ("L_T", "L_0", "of it L_T-1"):  # t = 1 and T are asked for every image; L_0 has its own noise
+    for metric in ("L_T", "L_0", "of which L_{T-1}"):  # t = 1 and T are asked for every image; L_0 has its own noise
         assert some[metric][0] == pytest.approx(every[metric][0], abs=5 * (every[metric][1] or 0) + 1e-12)
-    (a, e), (b, f) = every["L_1..T-1"], some["L_1..T-1"]
+    (a, e), (b, f) = every["L_1 to L_{T-1}"], some["L_1 to L_{T-1}"]
     assert abs(a - b) < 4 * math.hypot(e, f) and f < 0.05 * b
 
 
@@ -252,12 +252,12 @@ def test_rate_ends_at_all_steps_and_distortion_is_on_0_to_255():
     result = study(n=400).run(model_of(q), None, data_of(images), None, None)
     (curve,), found = result.plots["rate_distortion"].curves, values(result)
     assert curve.x[-1] == pytest.approx(found["L_T"][0])  # at t = T
-    assert curve.x[0] == pytest.approx(found["L_T"][0] + found["L_1..T-1"][0])  # at t = 1
+    assert curve.x[0] == pytest.approx(found["L_T"][0] + found["L_1 to L_{T-1}"][0])  # at t = 1
     a = q.alpha(20).item()
     expected = 127.5 * math.sqrt(0.09 * (1 - a) / (a * 0.09 + 1 - a))
     assert curve.y[19] == pytest.approx(expected, rel=0.05)
     (terms,) = result.plots["likelihood_terms"].curves
-    assert terms.x == list(range(1, 41)) and sum(terms.y[1:]) == pytest.approx(found["L_1..T-1"][0])
+    assert terms.x == list(range(1, 41)) and sum(terms.y[1:]) == pytest.approx(found["L_1 to L_{T-1}"][0])
 
 
 def test_what_is_left_at_T_is_counted_in_bits():
@@ -265,7 +265,7 @@ def test_what_is_left_at_T_is_counted_in_bits():
     found, a = values(study().run(model_of(q), None, data_of(images), None, None)), q.alpha(20).item()
     expected = (a * from_uint8(images).square().mean().item() - a - math.log(1 - a)) / 2 / math.log(2)
     assert found["L_T"][0] == pytest.approx(expected, rel=1e-5) and expected > 0.05
-    assert found["bits/dim"][0] == pytest.approx(sum(found[term][0] for term in ("L_T", "L_1..T-1", "L_0")))
+    assert found["bits/dim"][0] == pytest.approx(sum(found[term][0] for term in ("L_T", "L_1 to L_{T-1}", "L_0")))
 
 
 def test_clip_reaches_every_term():
@@ -273,7 +273,7 @@ def test_clip_reaches_every_term():
     q, white = GaussianProcess(Linear(10)), torch.full((6, 1, 2, 2), 255, dtype=torch.uint8)
     model = Model(Denoiser(Constant(5.0), q, X0()), (1, 2, 2), {})
     clipped, free = (values(study(clip=clip).run(model, None, data_of(white), None, None)) for clip in (True, False))
-    assert clipped["L_1..T-1"][0] < 1e-6 and free["L_1..T-1"][0] > 10
+    assert clipped["L_1 to L_{T-1}"][0] < 1e-6 and free["L_1 to L_{T-1}"][0] > 10
 
 
 @pytest.mark.parametrize("parameterization", [X0(), V()], ids=["x0", "v"])
@@ -323,5 +323,5 @@ def test_beta_pays_for_its_variance():
     found = values(study(variance="beta").run(Model(denoiser, (1, 2, 2), {}), None, data_of(images), None, None))
     bar = q.schedule.alpha.numpy()
     r = (1 - bar[1:-1]) / (1 - bar[2:])
-    assert found["L_1..T-1"][0] == pytest.approx((r - 1 - np.log(r)).sum() / 2 / math.log(2), rel=1e-6)
-    assert values(study().run(Model(denoiser, (1, 2, 2), {}), None, data_of(images), None, None))["L_1..T-1"][0] < 1e-9
+    assert found["L_1 to L_{T-1}"][0] == pytest.approx((r - 1 - np.log(r)).sum() / 2 / math.log(2), rel=1e-6)
+    assert values(study().run(Model(denoiser, (1, 2, 2), {}), None, data_of(images), None, None))["L_1 to L_{T-1}"][0] < 1e-9

@@ -7,7 +7,7 @@ import pytest
 from browser import chromium, needs_chromium
 
 from anysigma.plots import Curve, Plot
-from anysigma.report import collect, page, write_report
+from anysigma.report.page import collect, page, write_report
 from anysigma.studies.base import Result, Table, save_pictures, write_results
 
 ETAS, STEPS = (0.0, 1.0), (10, 20, 50)
@@ -27,7 +27,17 @@ def evaluated(folder, run="digits-unet-69df004f", shift=0.0):
     plot = Plot(NASTY, "S", "fd", [Curve("η = 0", STEPS, [3, 2, 1], [0.1] * 3), Curve(NASTY, STEPS, [4, 3, 2])], log_x=True)
     grid = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     table = Table(NASTY, ["σ", *(f"S = {S}, and quite a long heading" for S in STEPS)], [["η = 0", "3", "2", "1"]], NASTY)
-    known = Result("table", rows, card, {"grid": grid, "strip": grid[:20]}, {"grid": NASTY}, {"a": plot, "b": plot}, [table])
+    known = Result(
+        "table",
+        "Steps and noise",
+        "One network.",
+        rows,
+        card,
+        {"grid": grid, "strip": grid[:20]},
+        {"grid": NASTY},
+        {"a": plot, "b": plot},
+        [table],
+    )
     unknown = Result("new_study", card={"checkpoint": card["checkpoint"]}, lines=[NASTY])
     folder.mkdir(parents=True)
     save_pictures(known, folder)
@@ -113,9 +123,9 @@ def test_a_picture_that_is_gone_leaves_a_line(tmp_path):
 
 
 def test_an_evaluation_without_figures_or_checkpoint_makes_a_page(tmp_path):
-    write_results(tmp_path / "results.json", [Result("schedule", lines=["α_T = 0"])])
+    write_results(tmp_path / "results.json", [Result("new_study", lines=["α_T = 0"])])
     text = write_report(tmp_path).read_text()
-    assert "<h1>Noise schedules</h1>" in text
+    assert "<h1>New study</h1>" in text
     assert "<i>α</i><sub>T</sub> = 0" in text
     with pytest.raises(ValueError, match="at least one"):
         page([])
@@ -126,7 +136,7 @@ def test_the_style_is_part_of_the_wheel(tmp_path):
         "hatchling.builders.wheel", reason="hatchling is not installed: no wheel can be built here"
     )
     (wheel,) = hatchling.WheelBuilder(".").build(directory=str(tmp_path), versions=["standard"])
-    assert "anysigma/report.css" in zipfile.ZipFile(wheel).namelist()
+    assert "anysigma/report/report.css" in zipfile.ZipFile(wheel).namelist()
 
 
 @needs_chromium

@@ -6,7 +6,7 @@ from typing import Any
 
 from anysigma.distributed import say
 from anysigma.pictures import shown
-from anysigma.report import write_report
+from anysigma.report.page import write_report
 from anysigma.studies.base import Result, save_pictures, write_results
 
 

@@ -52,12 +52,15 @@ class Table:
 class Result:
     """What one study found: figures, and what there is to look at.
 
-    `rows`: figures of results.json without their card's number; a row may bring a "card" of its own, which is added
-    to `card`, that of all rows. `pictures` by file name: uint8 `[H, W, 3]`, or `[F, H, W, 3]` for an animation of F
-    frames; `captions` by the same names. `lines`: what is printed.
+    `title` and `about`: a heading and a sentence for a page, by default the study's name. `rows`: figures of
+    results.json without their card's number; a row may bring a "card" of its own, which is added to `card`, that of
+    all rows. `pictures` by file name: uint8 `[H, W, 3]`, or `[F, H, W, 3]` for an animation of F frames; `captions` by
+    the same names. `lines`: what is printed.
     """
 
     study: str
+    title: str = ""
+    about: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
     card: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
@@ -118,6 +121,8 @@ def section(result: Result) -> dict[str, Any]:
     """All that a page needs of one study: its card, lines, tables, plots as numbers, pictures as files beside it."""
     return {
         "study": result.study,
+        "title": result.title,
+        "about": result.about,
         "card": result.card,
         "lines": result.lines,
         "tables": [asdict(table) for table in result.tables],

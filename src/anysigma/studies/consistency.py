@@ -16,6 +16,9 @@ from anysigma.samplers.base import Sampler
 from anysigma.studies.base import Model, Result, Table
 from anysigma.studies.variants import each_S, mean_and_error, sampled, setting, variant
 
+TITLE = "Consistency"
+ABOUT = "The same x_T in few steps and in many: what the noise alone decides about an image."
+
 
 @dataclass(frozen=True)
 class Consistency:
@@ -45,7 +48,7 @@ class Consistency:
         T = model.denoiser.process.T
         every = each_S(sampler, self.steps, T)
         card = {**model.card, **setting(variant(sampler, steps=1), T), "sigma": list(self.etas), "seed": self.seed}
-        result = Result("consistency", card=card | {"block": self.block, "scale": "0..255, rounded"})
+        result = Result("consistency", TITLE, ABOUT, card=card | {"block": self.block, "scale": "0..255, rounded"})
         if not is_first():
             return result
         found = {}

@@ -21,6 +21,9 @@ from anysigma.samplers.base import Sampler
 from anysigma.studies.base import Model, Result, describe
 from anysigma.studies.generated import generated
 
+TITLE = "Fidelity"
+ABOUT = "How far one sampler's images are from real ones, beside what as many real images reach."
+
 GRID, STRIP, AT_MOST = 64, 10, 5000
 
 
@@ -56,7 +59,7 @@ class Fidelity:
         total = n * self.sets if features else max(GRID, n)
         images = generated(model, sampler, total, seed=self.seed, block=self.block, folder=folder)
         setting = describe(sampler, model.denoiser.process.T)
-        result = Result("fidelity", card={**model.card, **setting, "seed": self.seed, "block": self.block})
+        result = Result("fidelity", TITLE, ABOUT, card={**model.card, **setting, "seed": self.seed, "block": self.block})
         if rank_and_world()[0] == 0:
             save(images, self.save, folder)
             result.pictures = {"grid": grid(images[:GRID]), "trajectory": strip(model, sampler, self.seed)}

@@ -18,6 +18,9 @@ from anysigma.studies.base import Model, Result, describe
 from anysigma.studies.consistency import rmse
 from anysigma.studies.variants import device, mean_and_error, variant
 
+TITLE = "Interpolation"
+ABOUT = "Between two noises on the great circle through them: x_T moves, the image follows."
+
 # Below this sine two noises lie on one line and span no circle.
 ON_A_LINE = 1e-6
 
@@ -46,7 +49,7 @@ class Interpolation:
         """Draw the rows, and measure how evenly the image changes along them."""
         q, ddim = model.denoiser.process, variant(sampler, eta=0.0)
         card = {**model.card, **describe(ddim, q.T), "seed": self.seed, "columns": self.columns, "block": self.block}
-        result = Result("interpolation", card=card)
+        result = Result("interpolation", TITLE, ABOUT, card=card)
         if not is_first():
             return result
         if any(sampler.sigma(q, *pair)[1] > 0 for pair in sampler.pairs(q.T)):

@@ -19,6 +19,9 @@ from anysigma.progress import progress
 from anysigma.samplers.sigma import Eta, SigmaHat, SigmaRule
 from anysigma.studies.base import Model, Result, Table
 
+TITLE = "Likelihood"
+ABOUT = "The variational bound on held-out images in bits a dimension, and where they are spent."
+
 AT_MOST = 1000
 NATS = 0.6931471805599453  # in a bit
 
@@ -69,8 +72,8 @@ class Likelihood:
         bits, L_T = bits / NATS, bound.prior(images) / d / NATS
         _, lengths = self.drawn_t(range(1), bound.process.T)
         steps = (bits * lengths)[:, 1:].sum(1)
-        terms = {"bits/dim": L_T + steps + bits[:, 0], "L_T": L_T, "L_1..T-1": steps, "of it L_T-1": bits[:, -1]}
-        result = Result("likelihood", card=self._card(model, data, len(images)), lines=remarks(data))
+        terms = {"bits/dim": L_T + steps + bits[:, 0], "L_T": L_T, "L_1 to L_{T-1}": steps, "of which L_{T-1}": bits[:, -1]}
+        result = Result("likelihood", TITLE, ABOUT, card=self._card(model, data, len(images)), lines=remarks(data))
         report(result, {**terms, "L_0": bits[:, 0]}, self._params())
         result.plots["likelihood_terms"] = terms_plot(bits, lengths)
         result.plots["rate_distortion"] = rate_plot(bits, squares, lengths, L_T.mean().item())

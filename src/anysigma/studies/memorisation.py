@@ -17,6 +17,9 @@ from anysigma.samplers.base import Sampler
 from anysigma.studies.base import Model, Result, Table, describe
 from anysigma.studies.generated import generated
 
+TITLE = "Memorisation"
+ABOUT = "The nearest training images of generated ones, beside those of held-out images."
+
 AT_ONCE = 20_000_000  # distances, and numbers of vectors, that are held at once: 80 MB each
 SUSPICIOUS = 0.01  # nearer than all but this share of held-out images
 COPY = 1e-6  # the same image, but for rounding
@@ -51,7 +54,7 @@ class Memorisation:
         images = generated(model, sampler, self.n, seed=self.seed, block=self.block, folder=folder)
         card = {**model.card, **describe(sampler, model.denoiser.process.T), "seed": self.seed, "block": self.block}
         card |= {"data_hash": data.hash, "reference": f"{len(data.train)} training images", **features.card()}
-        result = Result("memorisation", card={**card, "n": self.n})
+        result = Result("memorisation", TITLE, ABOUT, card={**card, "n": self.n})
         if is_first():
             self.compare(result, images, data, features)
         return result

@@ -25,6 +25,9 @@ from anysigma.samplers.sigma import Eta
 from anysigma.studies.base import Model, Result, Table
 from anysigma.studies.likelihood import chosen
 
+TITLE = "One objective for every σ"
+ABOUT = "J_σ and L_γ on the same draws differ by a constant that no network moves."
+
 NOTE = (
     "nats an image. C = E KL(q(x_T|x_0) ‖ N(0, I)) + (d/2) ln(2π σ_1²) holds no network and no σ: J_σ and L_γ differ by it,"
     " whatever the network, so the network that minimises one minimises the other (DDIM, theorem 1)."
@@ -62,7 +65,7 @@ class Objective:
         found = self._found(list(networks.values()), images)  # [n, η, networks, 2]
         q = model.denoiser.process
         C = Bound(q, Eta(self.etas[0])).constant(images)
-        result = Result("objective", card=self._card(model, data, len(images)))
+        result = Result("objective", TITLE, ABOUT, card=self._card(model, data, len(images)))
         rows = []
         for i, eta in enumerate(self.etas):
             for j, name in enumerate(networks):

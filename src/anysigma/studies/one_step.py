@@ -18,6 +18,9 @@ from anysigma.samplers.base import Sampler
 from anysigma.studies.base import Model, Result, Table, describe
 from anysigma.studies.variants import device, mean_and_error, sampled, variant
 
+TITLE = "One step"
+ABOUT = "From pure noise to x_0 in a single jump: nearly the mean of the data, and why."
+
 # Noise for q_sample, apart from the images' own.
 OTHER_NOISE = 1
 
@@ -50,7 +53,8 @@ class OneStep:
         many = variant(sampler, eta=0.0, steps=min(self.steps, T))
         one = variant(sampler, eta=0.0, steps=1, tau=[T], clip=False)
         card = {**model.card, **describe(one, T), "beside": describe(many, T), "seed": self.seed, "block": self.block}
-        result = Result("one_step", card={**card, "data_hash": data.hash, "scale": "[-1, 1], neither rounded nor clipped"})
+        card |= {"data_hash": data.hash, "scale": "[-1, 1], neither rounded nor clipped"}
+        result = Result("one_step", TITLE, ABOUT, card=card)
         if not is_first():
             return result
         jump = sampled(model, one, self.n, seed=self.seed, block=self.block)

@@ -19,6 +19,9 @@ from anysigma.samplers.base import Sampler
 from anysigma.studies.base import Model, Result, Table, describe
 from anysigma.studies.variants import device, mean_and_error, path, sampled, variant
 
+TITLE = "In the plane"
+ABOUT = "Points instead of images: the generated beside the data, where every error can be seen."
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -57,7 +60,7 @@ class Plane:
                 f"study=plane draws points of two numbers: it needs a run of data=rings, not {list(data.shape)}"
             )
         card = {**model.card, **describe(sampler, model.denoiser.process.T), "sigma": list(self.etas), "seed": self.seed}
-        result = Result("plane", card={**card, "block": self.block, "data_hash": data.hash})
+        result = Result("plane", TITLE, ABOUT, card={**card, "block": self.block, "data_hash": data.hash})
         if is_first():
             train, held_out = from_uint8(data.train), from_uint8(data.held_out)
             models = {"network": (model, train)} | exact_ones(model, train, self.points)

@@ -19,6 +19,9 @@ from anysigma.samplers.generalized import Generalized
 from anysigma.studies.base import Model, Result, Table
 from anysigma.studies.variants import device, each_S, mean_and_error, setting, variant
 
+TITLE = "Reconstruction"
+ABOUT = "Held-out images, encoded to x_T by DDIM and decoded again: what is lost."
+
 # DDIM Table 2: CIFAR-10 test images, mean squared error per dimension on [0, 1], by S.
 PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
 
@@ -48,7 +51,7 @@ class Reconstruction:
         q, ddim = model.denoiser.process, variant(sampler, eta=0.0, clip=False)
         card = {**model.card, **setting(variant(ddim, steps=1), q.T), "scale": "[0, 1], neither rounded nor clipped"}
         card |= {"reference": f"held-out images, the first {self.n}", "data_hash": data.hash, "block": self.block}
-        result = Result("reconstruction", card=card)
+        result = Result("reconstruction", TITLE, ABOUT, card=card)
         every = each_S(sampler, self.steps, q.T)
         if is_first():
             x_0 = from_uint8(data.held_out[: self.n])

@@ -15,6 +15,9 @@ from anysigma.plots import Curve, Plot
 from anysigma.schedules.base import NoiseSchedule
 from anysigma.studies.base import Model, Result, Table
 
+TITLE = "Noise schedules"
+ABOUT = "How much signal is left at every t, and the weights γ_t that follow from it."
+
 OWN = "this run's"
 
 
@@ -40,7 +43,7 @@ class Schedules:
         """Tables at some t, plots at every t; nothing is computed with a network."""
         own = {OWN: model.denoiser.process.schedule} if model else {}
         processes = {name: GaussianProcess(schedule) for name, schedule in {**self.schedules, **own}.items()}
-        result = Result("schedule", card=dict(model.card) if model else {})
+        result = Result("schedule", TITLE, ABOUT, card=dict(model.card) if model else {})
         quantities = {"alpha": ("α_t", alpha), "snr": ("SNR_t", snr)}
         for name, rule in self.gammas.items():
             quantities[f"gamma_{name}"] = (f"γ_t of {name}", lambda q, t, rule=rule: gamma(q, t, rule))

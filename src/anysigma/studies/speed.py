@@ -18,6 +18,9 @@ from anysigma.samplers.base import Sampler
 from anysigma.studies.base import Model, Result, Table
 from anysigma.studies.variants import device, each_S, mean_and_error, setting, variant
 
+TITLE = "Speed"
+ABOUT = "Images a second and seconds an image, against the number of steps S."
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -46,7 +49,7 @@ class Speed:
         card = {**model.card, **setting(variant(sampler, steps=1), T), **machine(device(model)), "versions": versions()}
         card |= {"block": self.block, "repeats": self.repeats, "warm-up": "one block of the fewest steps", "seed": self.seed}
         card |= {"parameters": sum(p.numel() for p in model.denoiser.parameters()), "shape": list(model.shape)}
-        result = Result("speed", card=card)
+        result = Result("speed", TITLE, ABOUT, card=card)
         if is_first():
             self._once(model, variant(sampler, steps=every[0]))
             jobs = [S for S in every for _ in range(self.repeats)]

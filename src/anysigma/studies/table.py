@@ -20,6 +20,9 @@ from anysigma.studies.base import Model, Result, Table, describe
 from anysigma.studies.fidelity import RealImages, count, figure, rows
 from anysigma.studies.generated import generated
 
+TITLE = "Steps and noise"
+ABOUT = "One network, every sampler: the distance over the number of steps S and the noise η."
+
 # Song et al. 2021, Table 1, CIFAR-10: FID over S, quadratic τ; η unclipped, σ̂ clipped.
 PAPER_STEPS = (10, 20, 50, 100, 1000)
 PAPER = {
@@ -86,7 +89,7 @@ class SamplerTable:
         real = RealImages(data, features, self.cache)
         first = rank_and_world()[0] == 0
         base = real.floor(n, self.splits) if first else {}
-        result = Result("table", card={**model.card, "seed": self.seed, "block": self.block})
+        result = Result("table", TITLE, ABOUT, card={**model.card, "seed": self.seed, "block": self.block})
         result.card |= real.card(n, self.sets, self.splits) if first else {}
         cells, pictures = {}, {}
         for cell in self.settings(T):

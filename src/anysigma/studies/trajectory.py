@@ -18,6 +18,9 @@ from anysigma.studies.base import Model, Result
 from anysigma.studies.fidelity import strip
 from anysigma.studies.variants import path, setting, variant
 
+TITLE = "From noise to image"
+ABOUT = "One run of the sampler: the state x_t, and the x_0 that the network sees in it."
+
 # Bytes of pixels in an animation: noise cannot be compressed, so the file will be about as large.
 BUDGET = 600_000
 
@@ -47,7 +50,7 @@ class Trajectory:
         """Sample, and keep what is seen on the way."""
         T = model.denoiser.process.T
         card = {**model.card, **setting(sampler, T), "S": len(sampler.pairs(T)), "sigma": list(self.etas), "seed": self.seed}
-        result = Result("trajectory", card=card)
+        result = Result("trajectory", TITLE, ABOUT, card=card)
         if not is_first():
             return result
         strips = [strip(model, variant(sampler, eta=eta), self.seed) for eta in self.etas]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anysigma.figures import Figure, better, collect, figures, number, said, varying
+from anysigma.report.figures import Figure, better, collect, figures, number, said, varying
 from anysigma.studies.base import Table
 
 # What one compares. Every other line of the card is the protocol and has to agree.

@@ -9,10 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from anysigma import html
-from anysigma.comparison import comparison, key_figures
-from anysigma.figures import Collected, collect, figures, flat, phrase, run_of, said, varying
-from anysigma.study_titles import titled
+from anysigma.report import html
+from anysigma.report.comparison import comparison, key_figures
+from anysigma.report.figures import Collected, collect, figures, flat, phrase, run_of, said, titled, varying
 
 __all__ = ["collect", "page", "write_report"]
 
@@ -52,8 +51,8 @@ def heading(results: Collected) -> str:
     runs = list(dict.fromkeys(run_of(card.get("checkpoint")) for card in cards if card.get("checkpoint")))
     if len(runs) == 1:
         return runs[0]
-    names = {section["study"] for _, content in results for section in content["sections"]}
-    return f"{len(runs)} runs compared" if runs else ", ".join(titled(name)[0] for name in sorted(names)) or "Evaluation"
+    names = {titled(section) for _, content in results for section in content["sections"]}
+    return f"{len(runs)} runs compared" if runs else ", ".join(sorted(names)) or "Evaluation"
 
 
 def cards_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -81,7 +80,7 @@ def evaluated(results: Collected) -> str:
     for path, content in results:
         for one in content["sections"]:
             known = [fact(one["card"].get(line)) for line in ("step", "weights")]
-            studies.setdefault((evaluation(path, one["card"]), *known), {})[titled(one["study"])[0]] = None
+            studies.setdefault((evaluation(path, one["card"]), *known), {})[titled(one)] = None
     rows = [[*map(escape, what), html.prose(", ".join(done))] for what, done in studies.items()]
     return html.table(["Run", "Step", "Weights", "Studies"], {"": rows})
 
@@ -105,10 +104,10 @@ def contents(body: str) -> str:
 
 def study(name: str, results: Collected, numbers: Iterable[int]) -> str:
     """All that the evaluations found in one study, each under its own heading where there are several."""
-    title, sentence = titled(name)
     having = [(p, c, mine) for p, c in results if (mine := [s for s in c["sections"] if s["study"] == name])]
-    lead = f'<p class="lead">{html.prose(sentence)}</p>' if sentence else ""
-    text = f'<section id="study-{escape(name)}"><h2>{html.prose(title)}</h2>{lead}\n'
+    first = having[0][2][0]
+    lead = f'<p class="lead">{html.prose(first["about"])}</p>' if first.get("about") else ""
+    text = f'<section id="study-{escape(name)}"><h2>{html.prose(titled(first))}</h2>{lead}\n'
     for (path, content, mine), name_here in zip(having, headings([(p, mine) for p, _, mine in having]), strict=True):
         text += f"<h3>{name_here}</h3>\n" if len(results) > 1 else ""
         text += "".join(section(one, path.parent, numbers) for one in mine) + card(name, content, mine)

@@ -3,7 +3,7 @@
 import glob
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ class Figure:
 
     path: Path
     study: str
+    title: str
     metric: str
     value: float | None
     error: float | None
@@ -65,13 +66,19 @@ def _below(place: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
 
 def figures(collected: Collected) -> list[Figure]:
     """All rows of all files, in their order."""
-    return [_figure(path, row, content["cards"]) for path, content in collected for row in content["rows"]]
+    return [_figure(path, row, content) for path, content in collected for row in content["rows"]]
 
 
-def _figure(path: Path, row: dict[str, Any], cards: dict[str, Any]) -> Figure:
-    setting = flat({**cards.get(row["card"], {}), **row.get("params", {})})
+def _figure(path: Path, row: dict[str, Any], content: dict[str, Any]) -> Figure:
+    setting = flat({**content["cards"].get(row["card"], {}), **row.get("params", {})})
+    title = next((titled(one) for one in content["sections"] if one["study"] == row["study"]), titled(row))
     numbers = {name: row.get(name) for name in ("value", "error", "floor", "floor_sd")}
-    return Figure(path, row["study"], row["metric"], setting=setting, params=flat(row.get("params", {})), **numbers)
+    return Figure(path, row["study"], title, row["metric"], setting=setting, params=flat(row.get("params", {})), **numbers)
+
+
+def titled(section: Mapping[str, Any]) -> str:
+    """A study's title; one without has its name."""
+    return section.get("title") or section["study"].replace("_", " ").capitalize()
 
 
 def flat(card: dict[str, Any], path: str = "") -> dict[str, Any]:

@@ -25,7 +25,7 @@ def prose(text: str) -> str:
 
 def document(title: str, body: str) -> str:
     """The whole file, its style inside."""
-    css = resources.files("anysigma").joinpath("report.css").read_text(encoding="utf-8")
+    css = resources.files("anysigma.report").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

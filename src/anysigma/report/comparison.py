@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from anysigma import html
-from anysigma.compare import disagreements, protocol
-from anysigma.figures import Figure, better, number, phrase, said, varying
 from anysigma.plots import COLOURS, Curve, Plot
-from anysigma.study_titles import titled
+from anysigma.report import html
+from anysigma.report.compare import disagreements, protocol
+from anysigma.report.figures import Figure, better, number, phrase, said, varying
 
 WORDS = {
     "fd": "Fréchet distance", "fid": "FID", "kid": "KID", "precision": "Precision", "recall": "Recall",
@@ -63,7 +62,7 @@ def key_figures(found: Sequence[Figure], title: str = "Key figures") -> str:
     for row in sorted(found, key=lambda row: metrics.index(row.metric)):
         setting = phrase(row.params) if len(runs) == 1 else ", ".join(filter(None, [row.run, phrase(row.params)]))
         cells = [metric_name(row.metric), *shown_value(row), html.prose(setting)]
-        groups.setdefault(html.prose(titled(row.study)[0]), []).append(cells)
+        groups.setdefault(html.prose(row.title), []).append(cells)
     floors = " Floor: what as many real images reach in place of the generated ones, ± its spread."
     note = "± one standard error." + (floors if any(figure.floor is not None for figure in found) else "")
     body = html.table(["Figure", "Value", "Floor", "Setting"], groups, note=note)
