@@ -106,7 +106,8 @@ def report(result: Result, seconds: dict[int, torch.Tensor], block: int) -> None
         [str(S), f"{rate.mean():.4g}", f"{rate.min():.4g} to {rate.max():.4g}", f"{seconds[S].mean() / block:.3g}"]
         for S, rate in rates.items()
     ]
-    note = f"blocks of {block} images, {result.card['threads']} threads, {result.card['device_name']}"
+    threads = result.card["threads"]
+    note = f"blocks of {block} images, {threads} thread{'s' * (threads != 1)}, {result.card['device_name']}"
     result.tables.append(Table("Speed", ["S", "images/s", "slowest to fastest", "s an image"], rows, note))
     values, bars = zip(*(mean_and_error(rate) for rate in rates.values()), strict=True)
     curve = Curve("here", list(rates), values, [bar or 0.0 for bar in bars])
