@@ -7,16 +7,16 @@ import hydra
 from omegaconf import DictConfig
 
 import anysigma  # noqa: F401  first: it makes torch and torchvision meet
-from anysigma.cli import entry, task
-from anysigma.config import ConfigError, build, check, command, output_folder, plain, register
+from anysigma.compose.cli import entry, task
+from anysigma.compose.config import ConfigError, build, check, command, output_folder, plain, register
+from anysigma.evaluation.record import Record
+from anysigma.evaluation.stored import evaluation
+from anysigma.machine.distributed import shown
 from anysigma.metrics.card import versions
-from anysigma.pictures import shown
-from anysigma.record import Record
-from anysigma.report.compare import compare
 from anysigma.report.figures import collect
 from anysigma.report.page import write_report
-from anysigma.runs import RUNS, listing
-from anysigma.stored import evaluation
+from anysigma.report.ranking import compare
+from anysigma.runs.listing import RUNS, listing
 
 CONF = str(Path(__file__).parent / "conf")
 register()

@@ -7,11 +7,11 @@ import hydra
 from omegaconf import DictConfig
 
 import anysigma  # noqa: F401  first: it makes torch and torchvision meet
-from anysigma.checkpoint import find
-from anysigma.cli import entry, task
-from anysigma.config import build, check_train, output_folder, plain, register
-from anysigma.distributed import is_first
-from anysigma.runs import RUNS, finished, refuse_if_not_empty, result
+from anysigma.compose.cli import entry, task
+from anysigma.compose.config import build, check_train, output_folder, plain, register
+from anysigma.machine.distributed import is_first
+from anysigma.runs.checkpoint import find
+from anysigma.runs.listing import RUNS, finished, refuse_if_not_empty, result
 
 CONF = str(Path(__file__).parent / "conf")
 register()

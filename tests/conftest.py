@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anysigma.exact import ExactDenoiser, ExactNetwork, gaussian, mixture, point_mass
-from anysigma.gaussian import GaussianProcess
-from anysigma.schedules.linear import Linear
+from anysigma.diffusion.exact import ExactDenoiser, ExactNetwork, gaussian, mixture, point_mass
+from anysigma.diffusion.gaussian import GaussianProcess
+from anysigma.diffusion.schedules.linear import Linear
 
 __all__ = ["ExactDenoiser", "ExactNetwork", "gaussian", "mixture", "point_mass"]
 

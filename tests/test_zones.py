@@ -7,21 +7,23 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "anysigma"
-MATHS = [
-    "schedules",
-    "samplers",
-    "networks",
-    "gaussian.py",
-    "parameterizations.py",
-    "denoiser.py",
-    "objective.py",
-    "noise.py",
-    "bound.py",
-    "exact.py",
-]
-COMPOSITION = ["config.py", "cli.py", "names.py", "stored.py"]
+
+# From the ground up: a zone may import the floors below its own, none of its own floor's others and none above.
+FLOORS = (
+    {"diffusion", "networks", "machine"},
+    {"data"},
+    {"metrics"},
+    {"report"},
+    {"studies", "runs", "hydra_plugins"},
+    {"training", "interop", "compose"},
+    {"evaluation"},
+)
+FLOOR = {zone: number for number, zones in enumerate(FLOORS) for zone in zones}
+TORCH_ALONE = ("diffusion", "networks")
+# Which heavy library may be imported from which floor up; hydra and omegaconf belong to compose and what stands on it.
+FROM = {"lightning": "data", "torchmetrics": "metrics", "torch_fidelity": "metrics", "wandb": "training"}
 
 
 def imports(path: Path) -> set[str]:
@@ -35,31 +37,64 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def files(places: list[str]) -> list[Path]:
-    return [f for place in places for f in ([PACKAGE / place] if place.endswith(".py") else (PACKAGE / place).rglob("*.py"))]
+def sources() -> list[Path]:
+    return sorted([*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "hydra_plugins").rglob("*.py")])
+
+
+def zone(path: Path) -> str:
+    """The folder below the package that a file belongs to; "" for what lies loose."""
+    parts = path.relative_to(PACKAGE if PACKAGE in path.parents else PACKAGE.parent).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def entered(path: Path) -> set[str]:
+    """The other zones of ours that a file imports."""
+    ours = (name.split(".") for name in imports(path) if name.startswith("anysigma."))
+    return {parts[1] for parts in ours} - {zone(path)}
 
 
 def roots(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("path", files(MATHS), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_every_module_has_a_room():
+    assert [path.name for path in sources() if zone(path) == ""] == ["__init__.py"]
+    assert {zone(path) for path in sources()} - {""} <= FLOOR.keys()
+
+
+@pytest.mark.parametrize("path", [p for p in sources() if zone(p)], ids=lambda p: str(p.relative_to(PACKAGE.parent)))
+def test_imports_run_downhill(path):
+    uphill = {other for other in entered(path) if FLOOR[other] >= FLOOR[zone(path)]}
+    assert uphill == set()
+
+
+def test_compose_knows_of_ours_what_makes_a_run_and_no_more():
+    for path in (p for p in sources() if zone(p) == "compose"):
+        ours = {name for name in imports(path) if name.startswith("anysigma.") and not name.startswith("anysigma.compose")}
+        assert ours <= {"anysigma.runs.identity"}, path
+
+
+@pytest.mark.parametrize("path", [p for p in sources() if zone(p) in TORCH_ALONE], ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_maths_imports_torch_and_the_standard_library_alone(path):
     assert roots(path) <= {"torch", "anysigma", *sys.stdlib_module_names}
+    assert entered(path) == set()
 
 
-def test_maths_imports_no_other_room():
-    allowed = {f"anysigma.{m.removesuffix('.py')}" for m in MATHS}
-    for path in files(MATHS):
-        ours = {name for name in imports(path) if name.startswith("anysigma")}
-        assert all(any(name == a or name.startswith(a + ".") for a in allowed) for name in ours), path
+def test_every_heavy_library_stays_on_its_floor():
+    for path in sources():
+        for library, lowest in FROM.items():
+            assert library not in roots(path) or FLOOR[zone(path)] >= FLOOR[lowest], (path, library)
 
 
-def test_only_composition_knows_hydra_and_omegaconf():
-    outside = [p for p in PACKAGE.rglob("*.py") if p.name not in COMPOSITION]
-    assert {
-        str(p.relative_to(PACKAGE)): roots(p) & {"hydra", "omegaconf"} for p in outside if roots(p) & {"hydra", "omegaconf"}
-    } == {}
+def test_only_composition_and_what_stands_on_it_knows_hydra_and_omegaconf():
+    knowing = {zone(path) for path in sources() if roots(path) & {"hydra", "omegaconf"}}
+    assert knowing <= {"compose", "evaluation", "hydra_plugins"}
+
+
+def test_names_say_where_one_is():
+    stems = [path.stem for path in sources() if path.stem not in ("__init__", "base", "job")]
+    assert {stem for stem in stems if stems.count(stem) > 1} == set()
+    assert not set(stems) & {"utils", "helpers", "common", "misc"}
 
 
 def test_the_border_check_sees_a_breach(tmp_path):
@@ -79,12 +114,13 @@ def test_instantiate_is_called_once_in_the_whole_house():
 
 
 def test_range_conversions_stand_in_one_file():
-    assert [p.name for p in PACKAGE.rglob("*.py") if "127.5" in p.read_text() and p.name != "fidelity.py"] == ["images.py"]
+    assert [p.name for p in PACKAGE.rglob("*.py") if "127.5" in p.read_text()] == ["images.py"]
 
 
 def test_the_mathematics_starts_without_any_heavy_library():
     code = (
-        "import sys, anysigma.samplers.generalized, anysigma.objective, anysigma.networks.unet, anysigma.schedules.linear;"
+        "import sys, anysigma.diffusion.samplers.generalized, anysigma.diffusion.objective;"
+        "import anysigma.networks.unet, anysigma.diffusion.schedules.linear;"
         "print([m for m in ('lightning', 'hydra', 'omegaconf', 'wandb', 'torchvision', 'torchmetrics') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,5 +1,5 @@
 """anysigma: train once with L_γ, sample with any σ."""
 
-from anysigma.torchvision_cure import cure
+from anysigma.machine.torchvision_cure import cure
 
 cure()

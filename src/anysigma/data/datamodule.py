@@ -1,6 +1,5 @@
 """Images as batches: uint8 until the device, [-1, 1] after it, in an order that is a function of (seed, images seen)."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Protocol
@@ -10,8 +9,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from anysigma.data.images import from_uint8
-from anysigma.noise import stream
+from anysigma.data.images import from_uint8, image_hash
+from anysigma.diffusion.noise import stream
 
 
 class ImageSource(Protocol):
@@ -108,10 +107,7 @@ class ImageDataModule(LightningDataModule):
     @cached_property
     def hash(self) -> str:
         """16 hex digits of the sha256 over both splits."""
-        digest = hashlib.sha256(repr((tuple(self.train.shape), tuple(self.held_out.shape))).encode())
-        for split in (self.train, self.held_out):
-            digest.update(split.contiguous().numpy())
-        return digest.hexdigest()[:16]
+        return image_hash(self.train, self.held_out)
 
     def train_dataloader(self) -> DataLoader:
         """One epoch of max_steps · accumulation batches, starting after those that the trainer has already drawn."""

@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from anysigma.data.decode import decode
-from anysigma.distributed import one_at_a_time, say
+from anysigma.machine.distributed import one_at_a_time, say
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMAT = 1  # of the cache; another number makes new ones

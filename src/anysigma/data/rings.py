@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from anysigma.data.images import to_uint8
-from anysigma.noise import stream
+from anysigma.diffusion.noise import stream
 
 TRAINING, HELD_OUT = 4096, 1024
 OUTERMOST = 0.8

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from anysigma.diffusion.noise import stream
+from anysigma.machine.progress import progress
 from anysigma.metrics.vectors import vectors
-from anysigma.noise import stream
-from anysigma.progress import progress
 
 
 class Features(Protocol):
@@ -144,12 +144,6 @@ def real_splits(real: Tensor, n: int, splits: int) -> Iterator[tuple[Tensor, Ten
     for split in range(splits):
         order = torch.randperm(len(real), generator=stream(split))
         yield real[order[:n]], real[order[n:]]
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float | None]:
-    """Mean and standard error s.d./√K over K disjoint sets; no error from one set."""
-    v = torch.tensor(values, dtype=torch.float64)
-    return v.mean().item(), (v.std() / len(v) ** 0.5).item() if len(v) > 1 else None
 
 
 class Monitor:

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from anysigma.diffusion.noise import stream
 from anysigma.metrics.features import Classifier
-from anysigma.noise import stream
 
 EPOCHS = {"digits": 60, "fashion_mnist": 8}
 # What differs from the classifier's defaults; 32x32 pixels need a wider view than 8x8 before the average is taken.

@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from anysigma.progress import progress
+from anysigma.data.images import image_hash
+from anysigma.machine.progress import progress
 
 BATCH = 512
 
@@ -27,13 +28,6 @@ def vectors(images: Tensor, features: nn.Module) -> Tensor:
 def joined(images: Tensor, features: nn.Module) -> Tensor:
     """Features, or features and logits side by side."""
     return torch.cat(features.both(images), 1) if hasattr(features, "both") else features(images)
-
-
-def image_hash(images: Tensor) -> str:
-    """16 hex digits of the sha256 over uint8 images and their shape."""
-    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
-    digest.update(images.contiguous().numpy())
-    return digest.hexdigest()[:16]
 
 
 def cached_vectors(images: Tensor, features: nn.Module, cache: Path | None) -> Tensor:

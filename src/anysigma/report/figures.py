@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anysigma.studies.base import read_results
+from anysigma.report.results import read_results
 
 Collected = Sequence[tuple[Path, dict[str, Any]]]
 

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from anysigma.plots import Curve, Plot, svg
+from anysigma.report.plots import Curve, Plot, svg
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WIDE = 1.9  # a picture this many times as wide as high gets a row of its own

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from anysigma.report import html
-from anysigma.report.comparison import comparison, key_figures
 from anysigma.report.figures import Collected, collect, figures, flat, phrase, run_of, said, titled, varying
+from anysigma.report.side_by_side import comparison, key_figures
 
 __all__ = ["collect", "page", "write_report"]
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anysigma.distributed import say
-from anysigma.samplers.base import Sampler
-from anysigma.studies.base import Model, Result, Study
+from anysigma.diffusion.samplers.base import Sampler
+from anysigma.machine.distributed import say
+from anysigma.report.results import Result
+from anysigma.studies.base import Model, Study
 
 
 @dataclass(frozen=True)

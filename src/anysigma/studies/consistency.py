@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from anysigma.data.images import to_uint8
-from anysigma.distributed import is_first
-from anysigma.pictures import grid
-from anysigma.plots import Curve, Plot
-from anysigma.samplers.base import Sampler
-from anysigma.studies.base import Model, Result, Table
-from anysigma.studies.variants import each_S, mean_and_error, sampled, setting, variant
+from anysigma.diffusion.samplers.base import Sampler
+from anysigma.machine.distributed import is_first
+from anysigma.metrics.statistics import mean_and_error
+from anysigma.report.pictures import grid
+from anysigma.report.plots import Curve, Plot
+from anysigma.report.results import Result, Table
+from anysigma.studies.base import Model
+from anysigma.studies.variants import each_S, sampled, setting, variant
 
 TITLE = "Consistency"
 ABOUT = "The same x_T in few steps and in many: what the noise alone decides about an image."

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from anysigma.data.images import to_uint8
-from anysigma.distributed import gathered, my_share
+from anysigma.diffusion.samplers.base import Sampler, describe, generate
+from anysigma.machine.distributed import gathered, my_share
+from anysigma.machine.progress import progress
 from anysigma.metrics.card import card_id
-from anysigma.progress import progress
-from anysigma.samplers.base import Sampler, generate
-from anysigma.studies.base import Model, describe
+from anysigma.studies.base import Model
 
 
 def generated(

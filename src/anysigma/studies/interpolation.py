@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from anysigma.data.images import to_uint8
-from anysigma.distributed import is_first
-from anysigma.noise import ImageNoise
-from anysigma.pictures import grid
-from anysigma.samplers.base import Sampler
-from anysigma.studies.base import Model, Result, describe
+from anysigma.diffusion.noise import ImageNoise
+from anysigma.diffusion.samplers.base import Sampler, describe
+from anysigma.machine.distributed import is_first
+from anysigma.metrics.statistics import mean_and_error
+from anysigma.report.pictures import grid
+from anysigma.report.results import Result
+from anysigma.studies.base import Model
 from anysigma.studies.consistency import rmse
-from anysigma.studies.variants import device, mean_and_error, variant
+from anysigma.studies.variants import device, variant
 
 TITLE = "Interpolation"
 ABOUT = "Between two noises on the great circle through them: x_T moves, the image follows."

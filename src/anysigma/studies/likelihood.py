@@ -8,16 +8,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from anysigma.bound import Bound, squared
 from anysigma.data.images import from_uint8
-from anysigma.distributed import gathered, my_share, spread
+from anysigma.diffusion.bound import Bound, squared
+from anysigma.diffusion.noise import ImageNoise, stream
+from anysigma.diffusion.samplers.sigma import Eta, SigmaHat, SigmaRule
+from anysigma.machine.distributed import gathered, my_share, spread
+from anysigma.machine.progress import progress
 from anysigma.metrics.card import versions
-from anysigma.metrics.fidelity import mean_and_error
-from anysigma.noise import ImageNoise, stream
-from anysigma.plots import Curve, Plot
-from anysigma.progress import progress
-from anysigma.samplers.sigma import Eta, SigmaHat, SigmaRule
-from anysigma.studies.base import Model, Result, Table
+from anysigma.metrics.statistics import mean_and_error
+from anysigma.report.plots import Curve, Plot
+from anysigma.report.results import Result, Table
+from anysigma.studies.base import Model
 
 TITLE = "Likelihood"
 ABOUT = "The variational bound on held-out images in bits a dimension, and where they are spent."
@@ -151,7 +152,7 @@ def report(result: Result, found: dict[str, Tensor], params: dict[str, Any]) -> 
     """Rows, a table and a line from bits/dim of every image, `[n]` a term."""
     table, n = [], len(found["L_0"])
     for metric, values in found.items():
-        value, error = mean_and_error(values.tolist())
+        value, error = mean_and_error(values)
         row = {"study": "likelihood", "metric": metric, "value": value, "error": error, "floor": None, "floor_sd": None}
         result.rows.append({**row, "n": n, "params": params})
         table.append([metric, readable(value), "-" if error is None else readable(error)])

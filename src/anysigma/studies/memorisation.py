@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from anysigma.data.images import from_uint8
-from anysigma.distributed import is_first
+from anysigma.diffusion.samplers.base import Sampler, describe
+from anysigma.machine.distributed import is_first
+from anysigma.machine.progress import progress
 from anysigma.metrics.fidelity import Features
 from anysigma.metrics.vectors import cached_vectors, vectors
-from anysigma.pictures import grid
-from anysigma.progress import progress
-from anysigma.samplers.base import Sampler
-from anysigma.studies.base import Model, Result, Table, describe
+from anysigma.report.pictures import grid
+from anysigma.report.results import Result, Table
+from anysigma.studies.base import Model
 from anysigma.studies.generated import generated
 
 TITLE = "Memorisation"

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from anysigma.data.images import from_uint8, to_uint8
-from anysigma.denoiser import Denoiser
-from anysigma.distributed import is_first
-from anysigma.gaussian import GaussianProcess
-from anysigma.noise import ImageNoise
-from anysigma.parameterizations import Parameterization
-from anysigma.pictures import grid
-from anysigma.samplers.base import Sampler
-from anysigma.studies.base import Model, Result, Table, describe
-from anysigma.studies.variants import device, mean_and_error, sampled, variant
+from anysigma.diffusion.denoiser import Denoiser
+from anysigma.diffusion.gaussian import GaussianProcess
+from anysigma.diffusion.noise import ImageNoise
+from anysigma.diffusion.parameterizations import Parameterization
+from anysigma.diffusion.samplers.base import Sampler, describe
+from anysigma.machine.distributed import is_first
+from anysigma.metrics.statistics import mean_and_error
+from anysigma.report.pictures import grid
+from anysigma.report.results import Result, Table
+from anysigma.studies.base import Model
+from anysigma.studies.variants import device, sampled, variant
 
 TITLE = "One step"
 ABOUT = "From pure noise to x_0 in a single jump: nearly the mean of the data, and why."

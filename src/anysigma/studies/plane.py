@@ -11,13 +11,15 @@ from torch import Tensor
 
 from anysigma.data.images import from_uint8
 from anysigma.data.rings import Rings
-from anysigma.denoiser import Denoiser
-from anysigma.distributed import is_first
-from anysigma.exact import ExactDenoiser
-from anysigma.plots import COLOURS
-from anysigma.samplers.base import Sampler
-from anysigma.studies.base import Model, Result, Table, describe
-from anysigma.studies.variants import device, mean_and_error, path, sampled, variant
+from anysigma.diffusion.denoiser import Denoiser
+from anysigma.diffusion.exact import ExactDenoiser
+from anysigma.diffusion.samplers.base import Sampler, describe
+from anysigma.machine.distributed import is_first
+from anysigma.metrics.statistics import mean_and_error
+from anysigma.report.plots import COLOURS
+from anysigma.report.results import Result, Table
+from anysigma.studies.base import Model
+from anysigma.studies.variants import device, path, sampled, variant
 
 TITLE = "In the plane"
 ABOUT = "Points instead of images: the generated beside the data, where every error can be seen."

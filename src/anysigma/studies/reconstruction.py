@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from anysigma.data.images import from_uint8, to_uint8
-from anysigma.distributed import is_first
-from anysigma.pictures import grid
-from anysigma.plots import Curve, Plot
-from anysigma.progress import progress
-from anysigma.samplers.base import Sampler
-from anysigma.samplers.generalized import Generalized
-from anysigma.studies.base import Model, Result, Table
-from anysigma.studies.variants import device, each_S, mean_and_error, setting, variant
+from anysigma.diffusion.samplers.base import Sampler
+from anysigma.diffusion.samplers.generalized import Generalized
+from anysigma.machine.distributed import is_first
+from anysigma.machine.progress import progress
+from anysigma.metrics.statistics import mean_and_error
+from anysigma.report.pictures import grid
+from anysigma.report.plots import Curve, Plot
+from anysigma.report.results import Result, Table
+from anysigma.studies.base import Model
+from anysigma.studies.variants import device, each_S, setting, variant
 
 TITLE = "Reconstruction"
 ABOUT = "Held-out images, encoded to x_T by DDIM and decoded again: what is lost."

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from anysigma.gaussian import GaussianProcess
-from anysigma.objective import Gamma
-from anysigma.parameterizations import Eps
-from anysigma.plots import Curve, Plot
-from anysigma.schedules.base import NoiseSchedule
-from anysigma.studies.base import Model, Result, Table
+from anysigma.diffusion.gaussian import GaussianProcess
+from anysigma.diffusion.objective import Gamma
+from anysigma.diffusion.parameterizations import Eps
+from anysigma.diffusion.schedules.base import NoiseSchedule
+from anysigma.report.plots import Curve, Plot
+from anysigma.report.results import Result, Table
+from anysigma.studies.base import Model
 
 TITLE = "Noise schedules"
 ABOUT = "How much signal is left at every t, and the weights γ_t that follow from it."

@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from anysigma.distributed import is_first
+from anysigma.diffusion.noise import ImageNoise
+from anysigma.diffusion.samplers.base import Sampler
+from anysigma.machine.distributed import is_first
+from anysigma.machine.progress import progress
 from anysigma.metrics.card import versions
-from anysigma.noise import ImageNoise
-from anysigma.plots import Curve, Plot
-from anysigma.progress import progress
-from anysigma.samplers.base import Sampler
-from anysigma.studies.base import Model, Result, Table
-from anysigma.studies.variants import device, each_S, mean_and_error, setting, variant
+from anysigma.metrics.statistics import mean_and_error
+from anysigma.report.plots import Curve, Plot
+from anysigma.report.results import Result, Table
+from anysigma.studies.base import Model
+from anysigma.studies.variants import device, each_S, setting, variant
 
 TITLE = "Speed"
 ABOUT = "Images a second and seconds an image, against the number of steps S."

@@ -8,17 +8,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from anysigma.distributed import rank_and_world
+from anysigma.diffusion.samplers.base import Sampler, describe
+from anysigma.diffusion.samplers.generalized import Generalized
+from anysigma.diffusion.samplers.sigma import Eta, SigmaHat, SigmaRule
+from anysigma.diffusion.samplers.tau import TauRule
+from anysigma.machine.distributed import rank_and_world
 from anysigma.metrics.fidelity import Features
-from anysigma.pictures import grid
-from anysigma.plots import Curve, Plot
-from anysigma.samplers.base import Sampler
-from anysigma.samplers.generalized import Generalized
-from anysigma.samplers.sigma import Eta, SigmaHat, SigmaRule
-from anysigma.samplers.tau import TauRule
-from anysigma.studies.base import Model, Result, Table, describe
-from anysigma.studies.fidelity import RealImages, count, figure, rows
+from anysigma.report.pictures import grid
+from anysigma.report.plots import Curve, Plot
+from anysigma.report.results import Result, Table
+from anysigma.studies.base import Model
 from anysigma.studies.generated import generated
+from anysigma.studies.quality import RealImages, count, figure, rows
 
 TITLE = "Steps and noise"
 ABOUT = "One network, every sampler: the distance over the number of steps S and the noise η."

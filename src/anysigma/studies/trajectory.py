@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from anysigma.data.images import to_uint8
-from anysigma.distributed import is_first
-from anysigma.pictures import grid
-from anysigma.plots import Curve, Plot
-from anysigma.samplers.base import Sampler
-from anysigma.studies.base import Model, Result
-from anysigma.studies.fidelity import strip
+from anysigma.diffusion.samplers.base import Sampler
+from anysigma.machine.distributed import is_first
+from anysigma.report.pictures import grid
+from anysigma.report.plots import Curve, Plot
+from anysigma.report.results import Result
+from anysigma.studies.base import Model
 from anysigma.studies.variants import path, setting, variant
 
 TITLE = "From noise to image"
@@ -23,6 +23,7 @@ ABOUT = "One run of the sampler: the state x_t, and the x_0 that the network see
 
 # Bytes of pixels in an animation: noise cannot be compressed, so the file will be about as large.
 BUDGET = 600_000
+STRIP = 10  # states in a still picture
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,12 @@ def beside(x_t: Tensor, x_0: Tensor, side: int) -> np.ndarray:
 def listed(etas: Sequence[float]) -> str:
     """0, 1."""
     return ", ".join(f"{eta:g}" for eta in etas)
+
+
+def strip(model: Model, sampler: Sampler, seed: int) -> np.ndarray:
+    """One image on its way: x_t above, the x_0 predicted from it below, from x_T on the left to x_0 on the right."""
+    *ways, end = path(model, sampler, 1, seed)
+    shown = sorted({round(i) for i in np.linspace(0, len(ways) - 1, STRIP)})
+    columns = [*(ways[i] for i in shown), end]
+    pictures = torch.cat([*(x_t for _, x_t, _ in columns), *(x_0 for _, _, x_0 in columns)])
+    return grid(to_uint8(pictures), columns=len(columns))

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anysigma.noise import ImageNoise
-from anysigma.progress import progress
-from anysigma.samplers.base import Sampler, generate
-from anysigma.samplers.generalized import Generalized
-from anysigma.samplers.sigma import Eta
-from anysigma.samplers.tau import Explicit
-from anysigma.studies.base import Model, describe
+from anysigma.diffusion.noise import ImageNoise
+from anysigma.diffusion.samplers.base import Sampler, describe, generate
+from anysigma.diffusion.samplers.generalized import Generalized
+from anysigma.diffusion.samplers.sigma import Eta
+from anysigma.diffusion.samplers.tau import Explicit
+from anysigma.machine.progress import progress
+from anysigma.studies.base import Model
 
 
 def variant(sampler: Sampler, eta: float | None = None, **settings: Any) -> Generalized:
@@ -60,9 +60,3 @@ def path(model: Model, sampler: Sampler, n: int, seed: int) -> Iterator[tuple[in
         yield step.t, x_t.cpu(), step.x_0.cpu()
         x_t = step.x_s
     yield 0, x_t.cpu(), x_t.cpu()
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float | None]:
-    """Mean over images and its standard error, s.d./√n; None for one image."""
-    n = len(values)
-    return values.mean().item(), values.std().item() / n**0.5 if n > 1 else None

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from anysigma import checkpoint as file
+from anysigma.runs import checkpoint as file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -5,7 +5,7 @@ from typing import Self
 
 import torch
 
-from anysigma.denoiser import Denoiser
+from anysigma.diffusion.denoiser import Denoiser
 
 
 class EMA(Denoiser):

@@ -12,15 +12,16 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
-from anysigma.checkpoint import load_weights, read, warm_start
 from anysigma.data.datamodule import ImageDataModule, Order
 from anysigma.data.images import to_uint8
-from anysigma.distributed import rank_and_world, say
-from anysigma.hardware import Hardware
+from anysigma.machine.distributed import rank_and_world, say, shown
+from anysigma.machine.hardware import Hardware
 from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
-from anysigma.pictures import grid, save_png, shown
-from anysigma.studies.base import Model, Result, Study, save_pictures, weights_digest, write_results
+from anysigma.report.pictures import grid, save_png
+from anysigma.report.results import Result, save_pictures, write_results
+from anysigma.runs.checkpoint import load_weights, read, warm_start
+from anysigma.studies.base import Model, Study, weights_digest
 from anysigma.training.callbacks.base import report_image
 from anysigma.training.callbacks.last import Last
 from anysigma.training.checkpoint_io import AtomicCheckpointIO

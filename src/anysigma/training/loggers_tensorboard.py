@@ -9,7 +9,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from anysigma.plots import drawn
+from anysigma.report.plots import drawn
 
 # At import, which is when a config is checked: a run must not find out after its network and its data were built.
 if importlib.util.find_spec("tensorboard") is None:

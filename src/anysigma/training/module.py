@@ -7,11 +7,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from anysigma.denoiser import Denoiser
-from anysigma.distributed import is_first
-from anysigma.noise import stream, stream_seed
-from anysigma.objective import LGamma
-from anysigma.samplers.base import Sampler, generate
+from anysigma.diffusion.denoiser import Denoiser
+from anysigma.diffusion.noise import stream, stream_seed
+from anysigma.diffusion.objective import LGamma
+from anysigma.diffusion.samplers.base import Sampler, generate
+from anysigma.machine.distributed import is_first
 from anysigma.training.ema import EMA
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from submitit.core.utils import JobPaths
 from submitit.local.local import LocalExecutor, LocalJob
 
-from anysigma.hardware import cores
-from anysigma.studies.base import read_results
+from anysigma.machine.hardware import cores
+from anysigma.report.results import read_results
 
 LOOK_EVERY = 0.1  # seconds
 GRACE = 5.0  # seconds that processes have between SIGTERM and SIGKILL when the one that started them has gone
@@ -162,7 +162,7 @@ def environment(at_once: int) -> dict[str, str]:
     """This one, for jobs of which `at_once` share the cores; each of them cares for its own errors."""
     env = dict(os.environ)
     if env.get("ANYSIGMA_TRACE") != "1":
-        env.pop("HYDRA_FULL_ERROR", None)  # set by anysigma.cli for this process
+        env.pop("HYDRA_FULL_ERROR", None)  # set by anysigma.compose.cli for this process
     if at_once > 1 and not env.get("OMP_NUM_THREADS"):
         env["OMP_NUM_THREADS"] = str(max(1, cores() // at_once))
     return env

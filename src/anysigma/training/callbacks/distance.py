@@ -3,9 +3,9 @@
 from lightning.pytorch import LightningModule, Trainer
 
 from anysigma.data.images import to_uint8
-from anysigma.distributed import my_share, rank_and_world, spread
+from anysigma.diffusion.samplers.base import Sampler
+from anysigma.machine.distributed import my_share, rank_and_world, spread
 from anysigma.metrics.fidelity import Features, Monitor
-from anysigma.samplers.base import Sampler
 from anysigma.training.callbacks.base import Periodic, report
 
 

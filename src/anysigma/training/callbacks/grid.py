@@ -5,9 +5,9 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 
 from anysigma.data.images import to_uint8
-from anysigma.distributed import gathered, my_share, spread
-from anysigma.pictures import grid, save_png
-from anysigma.samplers.base import Sampler
+from anysigma.diffusion.samplers.base import Sampler
+from anysigma.machine.distributed import gathered, my_share, spread
+from anysigma.report.pictures import grid, save_png
 from anysigma.training.callbacks.base import Periodic, report_image
 
 

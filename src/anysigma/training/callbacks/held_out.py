@@ -4,8 +4,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from anysigma.data.images import from_uint8
-from anysigma.distributed import rank_and_world
-from anysigma.noise import stream
+from anysigma.diffusion.noise import stream
+from anysigma.machine.distributed import rank_and_world
 from anysigma.training.callbacks.base import Periodic, report
 
 

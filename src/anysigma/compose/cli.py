@@ -1,0 +1,122 @@
+"""What stands between a person's command line and Hydra: short spellings, and errors in one line."""
+
+import functools
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from anysigma.compose.config import ConfigError, near
+
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
+
+
+def entry(main: Callable[[], Any], conf: str) -> None:
+    """Run a Hydra main: bad input ends in one line and exit code 2; HYDRA_FULL_ERROR=1 shows the whole trace."""
+    sys.argv[1:] = [spelled for word in sys.argv[1:] for spelled in spell_out(word)]
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    os.environ.setdefault("MPLCONFIGDIR", os.path.abspath("logs/cache/matplotlib"))  # torchmetrics imports matplotlib
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exceptions on instead of printing them
+    if full:
+        os.environ["ANYSIGMA_TRACE"] = "1"  # reaches the jobs of a sweep too
+        main()
+        return
+    with one_line_errors(conf):
+        main()
+
+
+def spell_out(word: str) -> list[str]:
+    """`sampler.tau=[…]` replaces a whole node, which Hydra can only say in two words."""
+    if re.fullmatch(r"sampler\.tau=\[.*", word):
+        return ["~sampler.tau", f"+{word}"]
+    return [word]
+
+
+def task(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A Hydra task whose bad input ends in one line; in a sweep the error is left to the launcher."""
+
+    @functools.wraps(function)
+    def wrapped(cfg: Any) -> Any:
+        if os.environ.get("ANYSIGMA_TRACE") == "1" or HydraConfig.get().mode == RunMode.MULTIRUN:
+            return function(cfg)
+        with one_line_errors():
+            return function(cfg)
+
+    return wrapped
+
+
+@contextmanager
+def one_line_errors(conf: str | None = None) -> Iterator[None]:
+    """User errors → one line on stderr and exit code 2. Errors of the code keep their trace."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what is saved", file=sys.stderr)
+        raise SystemExit(130) from None
+    except USER_ERRORS as error:
+        if not said_by_us(error):
+            raise
+        print(f"error: {one_line(error, conf)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def said_by_us(error: BaseException) -> bool:
+    """Whether it is an answer to bad input: Hydra's and OmegaConf's, the system's, or a ValueError that we raised."""
+    if isinstance(error, ConfigError | OmegaConfBaseException) or not isinstance(error, ValueError):
+        return True
+    frame = error.__traceback__
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    return bool(frame) and "anysigma" in frame.tb_frame.f_globals.get("__name__", "")
+
+
+def one_line(error: BaseException, conf: str | None) -> str:
+    """The first thing a person needs to know, with near spellings where a name was wrong."""
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
+        if "Key '" in text or "To append" in text or "not in" in text:
+            return f"unknown key {key}{near(key, known_keys(conf))}"
+    if match := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':((?:\s+[\w.-]+)+)", text):
+        option, group, options = match.group(1).split("/")[-1], match.group(2), match.group(3).split()
+        options = [o for o in options if o not in ("Config", "search", "path")]
+        return f"unknown option {group}={option}{near(option, options)} Available: {', '.join(options)}"
+    if text.startswith("Error merging override") and error.__cause__ is not None:
+        text = f"{text.splitlines()[0].removeprefix('Error merging override ')}: {error.__cause__}"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "object_type=" not in line]
+    return " ".join(lines[:2] if lines and "full_key" in lines[-1] else lines[:1]) or type(error).__name__
+
+
+def known_keys(conf: str | None) -> list[str]:
+    """Every dotted key of the config that the chosen options make."""
+    if conf is None:
+        return []
+    folder, name = os.path.split(conf)
+    GlobalHydra.instance().clear()
+    choices = [word for word in sys.argv[1:] if os.path.isdir(os.path.join(folder, word.split("=")[0]))]
+    with initialize_config_dir(folder, version_base="1.3"):
+        cfg = OmegaConf.to_container(compose(name, [c for c in choices if "," not in c]), resolve=False)
+    return list(dotted(cfg))
+
+
+def dotted(node: Any, path: str = "") -> Iterator[str]:
+    """Every key of nested dictionaries, dotted."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            here = f"{path}.{key}" if path else str(key)
+            yield here
+            yield from dotted(value, here)

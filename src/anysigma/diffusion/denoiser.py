@@ -1,0 +1,34 @@
+"""A trained (or exact) answer to the question: which noise is in x_t?"""
+
+from torch import Tensor, nn
+
+from anysigma.diffusion.gaussian import GaussianProcess
+from anysigma.diffusion.parameterizations import Parameterization, Prediction
+
+
+class Denoiser(nn.Module):
+    """(x_t, t) → `Prediction(eps, x_0)`: a network read through its parameterisation.
+
+    `network`: `(x_t [B, C, H, W], t long [B] in 1..T) → [B, C, H, W]`. Only the network holds parameters.
+    Raises ValueError where the parameterisation has no x_0 at some t of the process.
+    """
+
+    def __init__(self, network: nn.Module, process: GaussianProcess, parameterization: Parameterization):
+        super().__init__()
+        parameterization.check(process)
+        self.network, self.process, self.parameterization = network, process, parameterization
+
+    def output(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+        """The network's raw output in x_t's dtype (autocast may have computed it in a lower one)."""
+        if not isinstance(t, Tensor):
+            t = x_t.new_full((len(x_t),), t, dtype=int)
+        return self.network(x_t, t).to(x_t.dtype)
+
+    def forward(self, x_t: Tensor, t: int | Tensor) -> Prediction:
+        """ε_θ^(t)(x_t) and f_θ^(t)(x_t) (DDIM eq. 9), both `[B, C, H, W]`."""
+        return self.parameterization.predict(self.process, self.output(x_t, t), x_t, t)
+
+    def clipped(self, x_t: Tensor, t: int | Tensor) -> Prediction:
+        """The prediction with x_0 held in [-1, 1], and the eps that x_t = √α_t x_0 + √(1-α_t) eps then demands."""
+        x_0 = self(x_t, t).x_0.clamp(-1, 1)
+        return Prediction(self.process.eps(x_t, t, x_0), x_0)

@@ -1,0 +1,163 @@
+"""The objective that DDPM and DDIM share: L_γ, the rules that give γ, and the rules that draw t."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from anysigma.diffusion.denoiser import Denoiser
+from anysigma.diffusion.gaussian import GaussianProcess, like
+from anysigma.diffusion.parameterizations import Parameterization
+
+
+class Gamma(Protocol):
+    """A rule for the weight of each t."""
+
+    def weight(self, q: GaussianProcess, t: Tensor, parameterization: Parameterization) -> Tensor:
+        """w_t = γ_t · eps_scale_t², float64 `[B]`: what multiplies the squared error of the network's output.
+
+        Where γ_t grows as 1/α_t it is formed as (γ_t α_t) · v_scale_t², which is finite at α_T = 0.
+        """
+        ...
+
+
+class Simple:
+    """γ_t = 1: L_simple, DDPM eq. 14."""
+
+    def weight(self, q: GaussianProcess, t: Tensor, parameterization: Parameterization) -> Tensor:
+        """eps_scale_t²."""
+        return parameterization.eps_scale(q, t).square()
+
+
+class VMSE:
+    """γ_t = 1/α_t: the plain mean squared error of v, Salimans & Ho 2022 section 4 ("SNR + 1" in x_0)."""
+
+    def weight(self, q: GaussianProcess, t: Tensor, parameterization: Parameterization) -> Tensor:
+        """v_scale_t²."""
+        return parameterization.v_scale(q, t).square()
+
+
+@dataclass(frozen=True)
+class MinSNR:
+    """γ_t = min(1, γ_max/SNR_t), SNR_t = α_t/(1-α_t): min(SNR, γ_max) in x_0, Hang et al. 2023 section 3.4.
+
+    With v the weight is min(SNR, γ_max)/(SNR + 1), which is 0 at α_T = 0, as for every bounded γ.
+    """
+
+    gamma_max: float = 5.0
+
+    def __post_init__(self):
+        if not self.gamma_max > 0:
+            raise ValueError(f"objective.gamma.gamma_max={self.gamma_max}: no step would be trained; it must be > 0")
+
+    def weight(self, q: GaussianProcess, t: Tensor, parameterization: Parameterization) -> Tensor:
+        """γ_t eps_scale_t²."""
+        a = q.alpha(t)
+        return (self.gamma_max * (1 - a) / a).clamp(max=1) * parameterization.eps_scale(q, t).square()
+
+
+@dataclass(frozen=True)
+class P2:
+    """γ_t = 1/(k + SNR_t)^gamma, SNR_t = α_t/(1-α_t), Choi et al. 2022 eq. 8, relative to γ_t = 1."""
+
+    k: float = 1.0
+    gamma: float = 1.0
+
+    def __post_init__(self):
+        if not (self.k > 0 and self.gamma >= 0):
+            raise ValueError(f"p2 needs k > 0 and gamma ≥ 0, got k={self.k} and gamma={self.gamma}")
+
+    def weight(self, q: GaussianProcess, t: Tensor, parameterization: Parameterization) -> Tensor:
+        """γ_t eps_scale_t²."""
+        a = q.alpha(t)
+        return (self.k + a / (1 - a)) ** -self.gamma * parameterization.eps_scale(q, t).square()
+
+
+@dataclass(frozen=True)
+class Elbo:
+    """γ_t = (√(α_s(1-α_t)/α_t) - √(1-α_s-σ²))²/(2σ²), s = t-1, σ = σ_t(η): KL(q_σ ‖ p_θ) of DDIM eq. 11, in nats.
+
+    At η = 1 it is DDPM eq. 12 with σ² = β̃. σ_1(η) is 0 for every η, so p_θ(x_0 | x_1) has the variance β̃_2.
+    Raises ValueError unless 0 < η ≤ 1 (σ = 0 has no KL) and, once the process is known, for T = 1 (no β̃_2).
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.eta <= 1:
+            raise ValueError(f"objective.gamma.eta={self.eta}: the weight of the bound needs η in (0, 1]")
+
+    def weight(self, q: GaussianProcess, t: Tensor, parameterization: Parameterization) -> Tensor:
+        """(γ_t α_t) v_scale_t²."""
+        if q.T < 2:
+            raise ValueError(f"schedule.T={q.T}: objective=elbo takes the variance of its last step from t = 2")
+        a_t, a_s = q.alpha(t), q.alpha(t - 1)
+        variance = self.eta**2 * q.posterior_variance(t, t - 1)
+        room = (1 - a_s - variance).clamp(min=0)  # 0 at α_T = 0 and η = 1, but for rounding
+        difference = (a_s * (1 - a_t)).sqrt() - (a_t * room).sqrt()
+        variance = variance.where(t > 1, q.posterior_variance(2, 1).item())
+        return difference.square() / (2 * variance) * parameterization.v_scale(q, t).square()
+
+
+class ElboBeta:
+    """γ_t = β_t²/(2 σ_t² (1-β_t)(1-α_t)) with σ_t² = β_t, DDPM eq. 12: the mean of η = 1 under the larger variance σ̂²."""
+
+    def weight(self, q: GaussianProcess, t: Tensor, parameterization: Parameterization) -> Tensor:
+        """(γ_t α_t) v_scale_t²; with β_t = 1 - α_t/α_s, γ_t α_t = (α_s - α_t)/(2 (1-α_t))."""
+        a_t, a_s = q.alpha(t), q.alpha(t - 1)
+        return (a_s - a_t) / (2 * (1 - a_t)) * parameterization.v_scale(q, t).square()
+
+
+class Draw(Protocol):
+    """(B, T, generator) → t long `[B]` in 1..T and the weight 1/(T p(t)), `[B]`, on the generator's device."""
+
+    def __call__(self, B: int, T: int, generator: Generator) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """t ~ uniform on 1..T, each by itself, DDPM algorithm 1."""
+
+    def __call__(self, B: int, T: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """The weight is 1."""
+        t = torch.randint(1, T + 1, (B,), generator=generator, device=generator.device)
+        return t, torch.ones(B, device=generator.device)
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """t = 1 + ⌊u T⌋ with one u in each [i, i+1)/B, in random order: each t is uniform on 1..T, a batch covers them all."""
+
+    def __call__(self, B: int, T: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """The weight is 1."""
+        device = generator.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        strata = torch.randperm(B, generator=generator, device=device)
+        u = (strata + torch.rand(B, generator=generator, device=device, dtype=dtype)) / B
+        return (1 + (u * T).long()).clamp(max=T), torch.ones(B, device=device)  # rounding can carry u to 1
+
+
+UNIFORM = Uniform()
+
+
+class LGamma:
+    """L_γ = Σ_t γ_t E‖ε_θ(√α_t x_0 + √(1-α_t) eps, t) - eps‖², DDIM eq. 5, as a mean over t and pixels.
+
+    The mean over a batch estimates L_γ/(T·d), d = C·H·W.
+    """
+
+    def __init__(self, gamma: Gamma, draw: Draw = UNIFORM):
+        self.gamma, self.draw = gamma, draw
+
+    def __call__(self, denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """γ_t · mean over pixels of the squared eps error, `[B]`, for x_0, eps `[B, C, H, W]`, t long `[B]` in 1..T."""
+        q, parameterization = denoiser.process, denoiser.parameterization
+        output = denoiser.output(q.q_sample(x_0, t, eps), t)
+        error = output - parameterization.target(q, x_0, t, eps)
+        weight = like(self.gamma.weight(q, t, parameterization), x_0).flatten()
+        return weight * error.square().flatten(1).mean(1)
+
+    def draw_t(self, B: int, T: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """t, long `[B]` in 1..T, and the weight 1/(T p(t)), `[B]`, on the generator's device."""
+        return self.draw(B, T, generator)

@@ -1,0 +1,135 @@
+"""Figures of several evaluations in order, best first; refused where their cards say that they cannot be compared."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anysigma.report.figures import Figure, better, collect, figures, number, said, varying
+from anysigma.report.results import Table
+
+# What one compares. Every other line of the card is the protocol and has to agree.
+FREE = ("checkpoint", "step", "schedule", "weights_sha256", "sampler", "S", "sigma", "eta")
+HIDDEN = ("weights_sha256", "schedule", "checkpoint")
+Kind = tuple[str, str]
+
+
+def compare(paths: Sequence[str], across: Sequence[str] = ()) -> str:
+    """Rankings of every (study, metric) that all `paths` have, best first.
+
+    `across` names card lines, or groups of them, that may differ beside those of `FREE`. Raises ValueError, one line,
+    where other lines differ or the paths have no figure in common.
+    """
+    sources = _sources(paths)
+    common = [kind for kind in next(iter(sources.values())) if all(kind in found for found in sources.values())]
+    if not common:
+        has = (f"{name} has {', '.join(sorted({m for _, m in found})) or 'none'}" for name, found in sources.items())
+        raise ValueError(f"compare: no figure in common: {'; '.join(has)}")
+    tables = []
+    for kind in common:
+        tables += _ranked(kind, {name: found[kind] for name, found in sources.items()}, tuple(across))
+    return "\n\n".join(table.text() for table in tables)
+
+
+def protocol(figure: Figure, across: Sequence[str] = ()) -> dict[str, Any]:
+    """The lines of a figure's card that have to agree before it is ranked."""
+    free = (*FREE, *across)
+    return {name: value for name, value in figure.setting.items() if value is not None and not _named(name, free)}
+
+
+def disagreements(found: Sequence[Figure], across: Sequence[str] = ()) -> list[str]:
+    """Names of the protocol's lines in which figures differ."""
+    return varying([protocol(figure, across) for figure in found])
+
+
+def _named(name: str, names: Sequence[str]) -> bool:
+    return name in names or name.split(".")[0] in names
+
+
+def _sources(paths: Sequence[str]) -> dict[str, dict[Kind, list[Figure]]]:
+    if len(paths) < 2:
+        raise ValueError("compare=[A,B]: two evaluations or more are needed")
+    sources = {}
+    for path, name in zip(paths, names(paths), strict=True):
+        found = defaultdict(list)
+        for figure in figures(collect(path)):
+            if figure.value is not None:
+                found[figure.study, figure.metric].append(figure)
+        sources[name] = found
+    return sources
+
+
+def names(paths: Sequence[str]) -> list[str]:
+    """The paths without what they all begin with, and without results.json."""
+    parts = [(p.parent if p.name == "results.json" else p).parts for p in map(Path, paths)]
+    shared = 0
+    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+        shared += 1
+    short = ["/".join(p[shared:]) for p in parts]
+    return [name if short.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(short, 1)]
+
+
+def _ranked(kind: Kind, sources: dict[str, list[Figure]], across: tuple[str, ...]) -> list[Table]:
+    """One table for each protocol that every source has; ValueError where there is none."""
+    by_protocol = defaultdict(list)
+    for name, found in sources.items():
+        for figure in found:
+            by_protocol[repr(sorted(protocol(figure, across).items(), key=str))].append((name, figure))
+    whole = [group for group in by_protocol.values() if {name for name, _ in group} == set(sources)]
+    if not whole:
+        raise ValueError(_refusal(kind, sources, across))
+    left_out = sum(map(len, by_protocol.values())) - sum(map(len, whole))
+    notes = [f"{left_out} more without a counterpart of the same protocol are left out."] if left_out else []
+    notes += [f"Ranked across {', '.join(across)}."] if across else []
+    return [ranking(kind, group, notes) for group in whole]
+
+
+def _refusal(kind: Kind, sources: dict[str, list[Figure]], across: tuple[str, ...]) -> str:
+    """The nearest pair of figures from two sources without a protocol in common, and the lines that part them."""
+    (first, mine), *others = sources.items()
+    pairs = {name: [(a, b) for a in mine for b in theirs] for name, theirs in others}
+    nearest = {name: min(found, key=lambda pair: len(disagreements(pair, across))) for name, found in pairs.items()}
+    name = max(nearest, key=lambda one: len(disagreements(nearest[one], across)))
+    lines = disagreements(nearest[name], across)
+    if not lines:
+        return f"compare: {kind[0]} {kind[1]}: no protocol that all of {', '.join(sources)} share"
+    a, b = (protocol(figure, across) for figure in nearest[name])
+    apart = "; ".join(f"{line}: {a.get(line)} | {b.get(line)}" for line in lines)
+    return (
+        f"compare: {kind[0]} {kind[1]}: the cards of {first} | {name} differ in {apart};"
+        f" across=[{','.join(dict.fromkeys(line.split('.')[0] for line in lines))}] ranks them all the same"
+    )
+
+
+def ranking(kind: Kind, group: Sequence[tuple[str, Figure]], notes: Sequence[str] = ()) -> Table:
+    """Best first; each beside the first above that is less than two combined standard errors away."""
+    study, metric = kind
+    way = better(metric)
+    order = sorted(group, key=lambda pair: -way * pair[1].value) if way else list(group)
+    # A run's step or schedule tells nothing beside its folder's name, unless they differ.
+    lines = [n for n in varying([f.setting for _, f in order]) if not _named(n, HIDDEN) or n in order[0][1].params]
+    body = [
+        [
+            str(place) if way else "-", name, *(said(line, figure.setting.get(line)) for line in lines),
+            number(figure.value, figure.error), number(figure.floor, figure.floor_sd), remark(order, place - 1, way),
+        ]
+        for place, (name, figure) in enumerate(order, 1)
+    ]  # fmt: skip
+    how = {-1: "lower is better", 1: "higher is better", 0: "which way is better is not known: not ranked"}[way]
+    notes = ["Not distinguishable: less than two combined standard errors apart.", *notes] if way else notes
+    return Table(f"{study} {metric}, {how}", ["", "", *lines, "value", "floor", ""], body, " ".join(notes))
+
+
+def remark(order: Sequence[tuple[str, Figure]], place: int, way: int) -> str:
+    """What keeps a figure from being told from one above it."""
+    figure = order[place][1]
+    if not way or not place:
+        return ""
+    for rank, (_, other) in enumerate(order[:place], 1):
+        if figure.error is None or other.error is None:
+            if figure.value == other.value:
+                return f"equal to {rank}"
+        elif abs(figure.value - other.value) <= 2 * math.hypot(figure.error, other.error):
+            return f"not distinguishable from {rank}"
+    return "no standard error" if figure.error is None else ""

@@ -1,0 +1,100 @@
+"""The file a run leaves: written atomically, read without trust."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anysigma.diffusion.denoiser import Denoiser
+
+FORMAT = 1
+SUFFIX = ".ckpt"
+
+
+def write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Beside the target, to the disk, then renamed: whatever happens, `path` holds a whole file, the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    try:
+        with open(aside, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut (where the system knows how)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint of ours, tensors on the CPU. Raises ValueError, in one line, for anything else; runs no code."""
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path}: there is no such file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ValueError(f"checkpoint {path}: truncated, or no file of ours ({type(error).__name__})") from None
+    if not isinstance(checkpoint, dict) or not {"config", "format", "step", "state_dict"} <= checkpoint.keys():
+        raise ValueError(f"checkpoint {path}: not written by anysigma (no config, format, step, state_dict)")
+    if checkpoint["format"] != FORMAT:
+        raise ValueError(f"checkpoint {path}: format {checkpoint['format']}, this version reads {FORMAT}")
+    return checkpoint
+
+
+def load_weights(denoiser: Denoiser, checkpoint: dict[str, Any], weights: str = "ema") -> Denoiser:
+    """The denoiser with one of the two sets of a checkpoint, `ema` or `raw`, in evaluation mode.
+
+    Raises ValueError where the file holds another network than its config describes.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights={weights}: ema (the moving average) or raw (as trained)")
+    prefix = "ema." if weights == "ema" else "denoiser."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    try:
+        denoiser.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ValueError(f"the checkpoint holds another network than its config describes: {first}") from None
+    return denoiser.eval().requires_grad_(False)
+
+
+def warm_start(denoisers: Iterable[Denoiser], checkpoint: dict[str, Any]) -> None:
+    """Give every denoiser the averaged weights of a checkpoint. Raises ValueError where the network is another."""
+    for denoiser in denoisers:
+        trained = denoiser.training, [p.requires_grad for p in denoiser.parameters()]
+        load_weights(denoiser, checkpoint)
+        denoiser.train(trained[0])
+        for parameter, wanted in zip(denoiser.parameters(), trained[1], strict=True):
+            parameter.requires_grad_(wanted)
+
+
+def find(name: str, which: str, runs: Path) -> Path:
+    """`name`: a run below `runs`, a folder or a file; a folder means its `last` or `best`. Raises ValueError."""
+    if "://" in name:
+        raise ValueError(f"checkpoint={name}: a URL; download the file first")
+    if which not in ("last", "best"):
+        raise ValueError(f"which={which}: last or best")
+    for path in (Path(name), runs / name):
+        if path.is_file():
+            return path
+        if path.is_dir():
+            found = path / "checkpoints" / f"{which}{SUFFIX}"
+            if found.is_file():
+                return found
+            raise ValueError(f"checkpoint={name}: {path} holds no {found.relative_to(path)}")
+    raise ValueError(f"checkpoint={name}: neither a run below {runs}, nor a folder, nor a file")

@@ -1,0 +1,71 @@
+"""The experiments pinned: what a recipe says must not drift with a default."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from anysigma.networks.unet import UNet
+
+ROOT = Path(__file__).parents[2]
+
+
+def composed(name):
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", f"experiment={name}", "--cfg", "job", "--resolve"],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return yaml.safe_load(done.stdout)
+
+
+def at(config, path):
+    for key in path.split("."):
+        config = config[key]
+    return config
+
+
+SNAPSHOTS = {
+    "ddpm_cifar10": {  # hojonathanho/diffusion, scripts/run_cifar.py
+        "schedule._target_": "anysigma.diffusion.schedules.linear.Linear", "schedule.T": 1000,
+        "schedule.beta_start": 1e-4, "schedule.beta_end": 0.02,
+        "model._target_": "anysigma.networks.unet.UNet", "model.channels": 128, "model.multipliers": [1, 2, 2, 2],
+        "model.blocks": 2, "model.attention": [16], "model.dropout": 0.1,
+        "parameterization._target_": "anysigma.diffusion.parameterizations.Eps",
+        "objective.gamma._target_": "anysigma.diffusion.objective.Simple",
+        "sampler.sigma._target_": "anysigma.diffusion.samplers.sigma.SigmaHat", "sampler.steps": None, "sampler.clip": True,
+        "data.source._target_": "anysigma.data.cifar10.CIFAR10", "data.flips": True, "data.batch_size": 128,
+        "optimizer.adam._target_": "torch.optim.Adam", "optimizer.adam.lr": 2e-4, "optimizer.warmup": 5000,
+        "trainer.gradient_clip_val": 1.0, "trainer.max_steps": 800000, "trainer.accumulate_grad_batches": 1,
+        "ema.decay": 0.9999,
+    },
+    "fashion_mnist": {
+        "data.source._target_": "anysigma.data.fashion_mnist.FashionMNIST", "data.shape": [1, 32, 32], "data.batch_size": 64,
+        "data.flips": False, "schedule._target_": "anysigma.diffusion.schedules.cosine.Cosine", "model.channels": 40,
+        "model.attention": [8, 4], "optimizer.adam.lr": 1e-3, "optimizer.warmup": 200, "ema.decay": 0.999,
+        "trainer.max_steps": 6000, "features.name": "fashion_mnist", "hardware.precision": "bf16-mixed",
+        "sampler.steps": 50,
+    },
+    "digits_ddpm": {
+        "data.source._target_": "anysigma.data.digits.Digits",
+        "schedule._target_": "anysigma.diffusion.schedules.linear.Linear",
+        "sampler.steps": None, "sampler.eta": 1.0, "trainer.max_steps": 3000, "ema.decay": 0.995,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SNAPSHOTS)
+def test_an_experiment_is_what_it_was(name):
+    config = composed(name)
+    wanted = SNAPSHOTS[name]
+    assert {path: at(config, path) for path in wanted} == wanted
+
+
+def test_every_experiment_is_pinned():
+    assert {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")} == SNAPSHOTS.keys()
+
+
+def test_the_papers_network_has_its_size():
+    network = UNet((3, 32, 32), channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), dropout=0.1)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(35.7e6, abs=0.1e6)

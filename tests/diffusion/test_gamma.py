@@ -1,0 +1,268 @@
+"""γ rules in every parameterisation, and the rules that draw t."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import randn
+from torch import nn
+
+from anysigma.diffusion.denoiser import Denoiser
+from anysigma.diffusion.gaussian import GaussianProcess
+from anysigma.diffusion.objective import P2, VMSE, Elbo, ElboBeta, LGamma, MinSNR, Simple, Stratified, Uniform
+from anysigma.diffusion.parameterizations import X0, Eps, V
+from anysigma.diffusion.samplers.sigma import Eta
+from anysigma.diffusion.schedules.cosine import Cosine
+from anysigma.diffusion.schedules.linear import Linear
+from anysigma.diffusion.schedules.zero_terminal_snr import ZeroTerminalSNR
+
+
+def named(gamma):
+    """Its text, without the address that differs between processes."""
+    return str(gamma).split(" object at ")[0]
+
+
+PARAMETERIZATIONS = {"eps": Eps(), "x0": X0(), "v": V()}
+
+
+def table(q):
+    """α_t, α_{t-1}, β_t, β̃_t for t = 1..T in DDPM's letters, by numpy; β̃_1 is replaced by β̃_2."""
+    bar = q.schedule.alpha.numpy()
+    now, before = bar[1:], bar[:-1]
+    beta = 1 - now / before
+    tilde = (1 - before) / (1 - now) * beta
+    return now, before, beta, np.concatenate([tilde[1:2], tilde[1:]])
+
+
+def elbo_in_numpy(q, eta):
+    now, before, _, tilde = table(q)
+    inside = eta**2 * np.concatenate([[0], tilde[1:]])
+    divisor = np.concatenate([tilde[:1], eta**2 * tilde[1:]])
+    return (np.sqrt(before * (1 - now) / now) - np.sqrt(np.maximum(1 - before - inside, 0))) ** 2 / (2 * divisor)
+
+
+# Rule and γ_t for t = 1..T, in eps-space, written a second time.
+RULES = {
+    "simple": (Simple(), lambda q: np.ones(q.T)),
+    "v_mse": (VMSE(), lambda q: 1 / table(q)[0]),
+    "min_snr": (MinSNR(), lambda q: np.minimum(1, 5 / (table(q)[0] / (1 - table(q)[0])))),
+    "min_snr 1": (MinSNR(1.0), lambda q: np.minimum(1, 1 / table(q)[0] - 1)),
+    "p2": (P2(), lambda q: 1 - table(q)[0]),
+    "p2 of two": (P2(0.5, 2.0), lambda q: (0.5 + table(q)[0] / (1 - table(q)[0])) ** -2.0),
+    "elbo": (Elbo(), lambda q: elbo_in_numpy(q, 1.0)),
+    "elbo 0.2": (Elbo(0.2), lambda q: elbo_in_numpy(q, 0.2)),
+    "elbo_beta": (ElboBeta(), lambda q: table(q)[2] ** 2 / (2 * table(q)[2] * (1 - table(q)[2]) * (1 - table(q)[0]))),
+}
+
+
+@pytest.fixture(params=RULES)
+def rule(request):
+    return RULES[request.param]
+
+
+@pytest.fixture(scope="module")
+def ends_at_zero() -> GaussianProcess:
+    return GaussianProcess(ZeroTerminalSNR(Linear()))
+
+
+def guess(x_t, t):
+    """An eps far from every true one, so that no error is small and each is known to all its digits."""
+    return 8 + torch.sin(3 * x_t) + t[:, None] / 1000
+
+
+class SameMind(nn.Module):
+    """One guess of eps, said in the words of any parameterisation."""
+
+    def __init__(self, process, parameterization):
+        super().__init__()
+        self.process, self.parameterization = process, parameterization
+
+    def forward(self, x_t, t):
+        eps = guess(x_t, t)
+        return self.parameterization.target(self.process, self.process.x_0(x_t, t, eps), t, eps)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Linear(10)], ids=["linear", "cosine", "short"])
+def test_every_parameterization_has_the_same_loss(schedule, rule):
+    q, (gamma, by_hand) = GaussianProcess(schedule), rule
+    t = torch.arange(1, q.T + 1)
+    x_0, eps = randn(q.T, 4), randn(q.T, 4, seed=1)
+    expected = torch.from_numpy(by_hand(q)) * (guess(q.q_sample(x_0, t, eps), t) - eps).square().mean(1)
+    losses = {
+        name: LGamma(gamma)(Denoiser(SameMind(q, parameterization), q, parameterization), x_0, t, eps)
+        for name, parameterization in PARAMETERIZATIONS.items()
+    }
+    for loss in losses.values():
+        torch.testing.assert_close(loss, losses["eps"], rtol=1e-12, atol=0)
+        torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)  # its β = 1 - α_t/α_s costs digits
+
+
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS.values(), ids=PARAMETERIZATIONS)
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Linear(10)], ids=["linear", "cosine", "short"])
+def test_the_weight_is_gamma_times_the_squared_scale(schedule, parameterization, rule):
+    q, (gamma, by_hand) = GaussianProcess(schedule), rule
+    t = torch.arange(1, q.T + 1)
+    expected = torch.from_numpy(by_hand(q)) * parameterization.eps_scale(q, t).square()
+    weight = gamma.weight(q, t, parameterization)
+    assert weight.dtype == torch.float64 and weight.isfinite().all() and (weight > 0).all()
+    torch.testing.assert_close(weight, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("eta", [0.01, 0.3, 0.7, 1.0])
+def test_elbo_is_the_kl_between_the_two_gaussians_of_a_step(process, eta):
+    g = np.random.default_rng(0)
+    for t in [2, 3, 1000, *map(int, g.integers(2, 1001, 40))]:
+        x_0, eps, guess = randn(1, 6, seed=t), randn(1, 6, seed=t + 1), randn(1, 6, seed=t + 2)
+        x_t = process.q_sample(x_0, t, eps)
+        sigma = Eta(eta)(process, t, t - 1)[0]
+        q_mean = process.posterior_mean(x_0, eps, t - 1, sigma)
+        p_mean = process.posterior_mean(process.x_0(x_t, t, guess), guess, t - 1, sigma)
+        q_law, p_law = (torch.distributions.Normal(mean, sigma) for mean in (q_mean, p_mean))
+        kl = torch.distributions.kl_divergence(q_law, p_law).sum()
+        gamma = Elbo(eta).weight(process, torch.tensor([t]), Eps())
+        assert (gamma * (guess - eps).square().sum()).item() == pytest.approx(kl.item(), rel=1e-8), t
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_the_first_step_is_a_likelihood_of_the_variance_of_the_second(process, eta):
+    x_0, eps, guess = randn(1, 6), randn(1, 6, seed=1), randn(1, 6, seed=2)
+    f = process.x_0(process.q_sample(x_0, 1, eps), 1, guess)
+    tilde = Eta(1.0)(process, 2, 1)[0] ** 2
+    gamma = Elbo(eta).weight(process, torch.tensor([1]), Eps())
+    expected = ((x_0 - f).square().sum() / (2 * tilde)).item()
+    assert (gamma * (guess - eps).square().sum()).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_elbo_at_eta_1_is_the_weight_of_ddpm(process):
+    now, _, beta, tilde = table(process)
+    found = Elbo(1.0).weight(process, torch.arange(2, 1001), Eps()).numpy()
+    np.testing.assert_allclose(found, (beta**2 / (2 * tilde * (1 - beta) * (1 - now)))[1:], rtol=1e-9)
+
+
+def test_elbo_beta_is_elbo_times_the_ratio_of_the_variances(process):
+    t = torch.arange(2, 1001)
+    _, _, beta, tilde = table(process)
+    ratio = ElboBeta().weight(process, t, V()) / Elbo(1.0).weight(process, t, V())
+    np.testing.assert_allclose(ratio.numpy(), (tilde / beta)[1:], rtol=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.0, -0.1, 1.1, float("nan")])
+def test_elbo_refuses_an_eta_without_a_density(eta):
+    with pytest.raises(ValueError, match="eta="):
+        Elbo(eta)
+
+
+def test_elbo_refuses_a_process_of_one_step():
+    with pytest.raises(ValueError, match="T=1"):
+        Elbo().weight(GaussianProcess(Linear(1)), torch.tensor([1]), Eps())
+
+
+@pytest.mark.parametrize("build", [lambda: MinSNR(0.0), lambda: P2(0.0, 1.0), lambda: P2(1.0, -1.0)])
+def test_numbers_without_meaning_are_refused(build):
+    with pytest.raises(ValueError, match="gamma"):
+        build()
+
+
+# --- where no signal is left ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["x0", "v"])
+def test_every_weight_is_finite_where_no_signal_is_left(ends_at_zero, rule, name):
+    weight = rule[0].weight(ends_at_zero, torch.arange(1, 1001), PARAMETERIZATIONS[name])
+    assert weight.isfinite().all() and (weight[:-1] > 0).all() and weight[-1] >= 0
+
+
+def gradient(q, gamma, parameterization):
+    """Of the loss at t = T with respect to the network's output."""
+    output = randn(3, 4, seed=3).requires_grad_()
+
+    class Says(nn.Module):
+        def forward(self, x_t, t):
+            return output
+
+    t = torch.full((3,), q.T)
+    LGamma(gamma)(Denoiser(Says(), q, parameterization), randn(3, 4), t, randn(3, 4, seed=1)).sum().backward()
+    return output.grad
+
+
+@pytest.mark.parametrize("gamma", [VMSE(), Elbo(), Elbo(0.3), ElboBeta()], ids=named)
+@pytest.mark.parametrize("name", ["x0", "v"])
+def test_a_gamma_that_grows_as_the_signal_falls_trains_the_last_step(ends_at_zero, gamma, name):
+    found = gradient(ends_at_zero, gamma, PARAMETERIZATIONS[name])
+    assert found.isfinite().all() and (found != 0).all()
+
+
+@pytest.mark.parametrize("gamma", [Simple(), MinSNR(), P2()], ids=named)
+@pytest.mark.parametrize("name", ["x0", "v"])
+def test_a_bounded_gamma_cannot_train_the_last_step(ends_at_zero, gamma, name):
+    # eps is x_T itself there, whatever v or x_0 is said: its error is 0, and min(SNR, 5)/(SNR + 1) is 0 at SNR = 0.
+    assert (gradient(ends_at_zero, gamma, PARAMETERIZATIONS[name]) == 0).all()
+
+
+def test_v_mse_weighs_every_v_alike_and_min_snr_is_its_formula(ends_at_zero):
+    t = torch.arange(1, 1001)
+    assert torch.equal(VMSE().weight(ends_at_zero, t, V()), torch.ones(1000, dtype=torch.float64))
+    a = ends_at_zero.alpha(t)
+    snr = a / (1 - a)
+    torch.testing.assert_close(MinSNR().weight(ends_at_zero, t, V()), snr.clamp(max=5) / (snr + 1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(MinSNR().weight(ends_at_zero, t, X0()), snr.clamp(max=5), rtol=1e-12, atol=0)
+
+
+# --- t -------------------------------------------------------------------------------------------------------------
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_uniform_is_the_default_and_one_call_of_randint():
+    t, weight = LGamma(Simple()).draw_t(64, 1000, seeded())
+    assert torch.equal(t, torch.randint(1, 1001, (64,), generator=seeded())) and torch.equal(weight, torch.ones(64))
+    assert LGamma(Simple()).draw == Uniform()
+
+
+@pytest.mark.parametrize("B, T", [(1, 1), (1, 10), (7, 10), (10, 10), (40, 10), (128, 1000), (37, 100)])
+def test_a_stratified_batch_has_one_t_in_each_part(B, T):
+    for seed in range(20):
+        t, weight = LGamma(Simple(), Stratified()).draw_t(B, T, seeded(seed))
+        assert t.dtype == torch.long and t.shape == (B,) and torch.equal(weight, torch.ones(B))
+        for i, one in enumerate(sorted(t.tolist())):
+            assert 1 + i * T // B <= one <= min(1 + (i + 1) * T // B, T)
+
+
+def test_a_stratified_batch_of_T_is_a_permutation_of_1_to_T():
+    t = Stratified()(1000, 1000, seeded())[0]
+    assert torch.equal(t.sort().values, torch.arange(1, 1001)) and not torch.equal(t, torch.arange(1, 1001))
+    assert (torch.bincount(Stratified()(40, 10, seeded())[0])[1:] == 4).all()
+
+
+def test_every_place_of_a_stratified_batch_is_uniform():
+    n, B, T = 6000, 7, 10
+    generator = seeded()
+    draws = torch.stack([Stratified()(B, T, generator)[0] for _ in range(n)])
+    for place in range(B):
+        counts = torch.bincount(draws[:, place], minlength=T + 1)[1:]
+        assert (counts - n / T).abs().max() < 5 * (n / T * (1 - 1 / T)) ** 0.5
+    # All places together scatter less than independent ones would.
+    counts = torch.bincount(draws.flatten(), minlength=T + 1)[1:]
+    assert (counts - n * B / T).abs().max() < 5 * (n * B / T * (1 - 1 / T)) ** 0.5
+
+
+def test_a_stratified_mean_scatters_less_than_a_uniform_one():
+    means = {
+        rule: torch.stack([rule(32, 1000, seeded(s))[0].double().square().mean() for s in range(300)])
+        for rule in (Uniform(), Stratified())
+    }
+    truth = torch.arange(1, 1001).double().square().mean()
+    uniform, stratified = means.values()
+    assert stratified.std() < uniform.std() / 10
+    assert (stratified.mean() - truth).abs() < 5 * stratified.std() / 300**0.5
+
+
+def test_rounding_carries_no_t_beyond_T(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype, **_: torch.full(shape, 1 - 2**-53, dtype=dtype))
+    assert Stratified()(128, 1000, seeded())[0].max() == 1000
+
+
+def test_stratified_follows_its_generator():
+    first, again, other = (Stratified()(100, 1000, seeded(s))[0] for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)

@@ -1,0 +1,102 @@
+"""evaluate.py as people use it: by torchrun, with W&B, cut and continued, and with too few images."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("checkpoint=small", "debug=true", "n=40", "study.splits=2", "sampler.steps=4")
+
+
+def run(folder, *line, code=0, **environment):
+    done = subprocess.run(
+        [sys.executable, *line], cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+    assert done.returncode == code, done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    run(folder, ROOT / "train.py", "debug=true", "logger=csv", "run=small")
+    return folder
+
+
+@pytest.fixture
+def place(trained, tmp_path):
+    """A folder with the run alone."""
+    shutil.copytree(trained / "logs/train/small", tmp_path / "logs/train/small")
+    return tmp_path
+
+
+def results(place, study="fidelity"):
+    (path,) = (place / "logs/evaluate/small").glob(f"{study}-*/results.json")
+    return path, json.loads(path.read_text())
+
+
+def test_two_processes_by_torchrun_make_what_one_makes(place):
+    one = run(place, ROOT / "evaluate.py", *SMALL, "logger=csv", "save=npz", "study.block=16")
+    path, alone = results(place)
+    images = np.load(path.parent / "images.npz")["arr_0"]
+    assert len(images) == 80 and "fd_digits" in one.stdout
+    shutil.rmtree(place / "logs/evaluate")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    line = (*torchrun, ROOT / "evaluate.py", *SMALL, "logger=csv", "save=npz", "study.block=16", "hardware=cpu")
+    two = run(place, *line)
+    path, together = results(place)
+    assert np.array_equal(np.load(path.parent / "images.npz")["arr_0"], images)
+    assert together["rows"] == alone["rows"] and two.stdout.count("folder   ") == 1
+
+
+def test_few_images_beside_many_features_are_said_to_be_biased(place):
+    assert (
+        "n=40 images in 64 features: the distance is biased upward"
+        in run(place, ROOT / "evaluate.py", *SMALL, "logger=csv").stdout
+    )
+
+
+def test_a_figure_says_all_of_its_protocol(place):
+    run(place, ROOT / "evaluate.py", *SMALL, "logger=csv")
+    _, found = results(place)
+    for row in found["rows"]:
+        card = found["cards"][row["card"]]
+        lines = {
+            "checkpoint", "step", "weights", "weights_sha256", "schedule", "sampler", "S", "sigma",
+            "tau", "clip", "seed",
+            "block", "versions", "n", "sets", "reference", "data_hash", "features",
+            "features_sha256", "resize", "rounding", "precision",
+        }  # fmt: skip
+        assert lines <= card.keys(), lines - card.keys()
+    assert found["command"].startswith("python evaluate.py checkpoint=small")
+
+
+def test_a_fresh_project_at_wandb_has_a_section_a_study(place):
+    run(place, ROOT / "evaluate.py", *SMALL, "study=table", "study.steps=[2,4]", "study.etas=[0.0]", WANDB_MODE="offline")
+    (offline,) = place.glob("logs/evaluate/small/table-*/wandb/offline-run-*")
+    assert re.search(r"offline-run-.*-small-table-", offline.name)
+    media = {
+        path.relative_to(offline / "files/media").parts[:2]
+        for path in (offline / "files/media").rglob("*")
+        if path.is_file()
+    }
+    assert {("images", "table"), ("table", "table")} <= media
+    (log,) = offline.glob("*.wandb")
+    said = run(place, "-m", "wandb", "leet", "inspect", "--summary", log).stdout
+    assert "table/fd_digits/Eta(eta=0.0)/Uniform()" in said or "table/fd_digits/2" in said, said[:2000]
+
+
+def test_too_few_real_images_and_a_folder_in_the_way_are_one_line(place):
+    done = run(place, ROOT / "evaluate.py", "checkpoint=small", "n=4000", "logger=csv", code=2)
+    assert done.stderr.strip().splitlines()[-1].startswith("error: n=4000: the floor needs as many real images")
+    (place / "logs/evaluate").rename(place / "elsewhere")
+    (place / "logs/evaluate").write_text("in the way")
+    done = run(place, ROOT / "evaluate.py", *SMALL, "logger=csv", code=2)
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1

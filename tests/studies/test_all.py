@@ -1,0 +1,59 @@
+"""Several studies in one: in their order, each on disk before the next, and a failing one takes nothing with it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from anysigma.evaluation.record import Record
+from anysigma.report.plots import Curve, Plot
+from anysigma.report.results import Result, Table
+from anysigma.studies.all import All, results_of
+
+
+class Finds:
+    needs_checkpoint, needs_features = True, False
+
+    def __init__(self, name, seen):
+        self.name, self.seen = name, seen
+
+    def run(self, model, sampler, data, features, folder):
+        self.seen.append((self.name, (folder / "results.json").exists()))
+        row = {"study": self.name, "metric": "m", "value": 1.0, "error": None, "floor": None, "n": 1, "params": {"S": 2}}
+        return Result(
+            self.name, rows=[{**row, "card": {"S": 2}}], card={"n": 1},
+            pictures={self.name: np.zeros((3, 4, 4, 3), np.uint8)},
+            plots={f"{self.name}_plot": Plot("c", "x", "y", [Curve("l", [1, 2], [1.0, 2.0])])},
+            tables=[Table("t", ["a", "bb"], [["1", "2"]], "note")], lines=[f"{self.name} said"],
+        )  # fmt: skip
+
+
+class Fails(Finds):
+    needs_features = True
+
+    def run(self, *_):
+        raise ValueError("no more")
+
+
+def test_each_result_is_on_disk_before_the_next_study_begins(tmp_path, capsys):
+    seen = []
+    study = All({"one": Finds("one", seen), "two": Finds("two", seen), "three": Fails("three", seen)})
+    assert study.needs_checkpoint and study.needs_features and not All({"one": Finds("one", [])}).needs_features
+    record = Record(tmp_path, {}, {"command": "python evaluate.py", "config": {}, "versions": {}})
+    with pytest.raises(ValueError, match="no more"):
+        for result in results_of(study.run(None, None, None, None, tmp_path)):
+            record.add(result)
+    assert seen == [("one", False), ("two", True)]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [section["study"] for section in results["sections"]] == ["one", "two"]
+    assert [results["cards"][row["card"]] for row in results["rows"]] == [{"n": 1, "S": 2}] * 2
+    assert {path.name for path in tmp_path.glob("*.png")} == {"one.png", "two.png", "one_plot.png", "two_plot.png"}
+    said = capsys.readouterr().out
+    assert "2/3 two" in said and "two said" in said and "a  bb\n1   2\nnote" in said
+    record.close()
+    assert "<h1>" in (tmp_path / "report.html").read_text()
+
+
+def test_no_study_at_all_is_one_line():
+    with pytest.raises(ValueError, match="at least one study"):
+        All({})
