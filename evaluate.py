@@ -7,22 +7,25 @@ import hydra
 from omegaconf import DictConfig
 
 import anysigma  # noqa: F401  first: it makes torch and torchvision meet
+from anysigma.compose.checks import check_evaluate
 from anysigma.compose.cli import entry, task
-from anysigma.compose.config import ConfigError, build, check, command, output_folder, plain, register
+from anysigma.compose.config import build, command, output_folder, register
+from anysigma.compose.targets import ConfigError
 from anysigma.evaluation.record import Record
-from anysigma.evaluation.stored import evaluation
+from anysigma.evaluation.stored import opened
 from anysigma.machine.distributed import shown
 from anysigma.metrics.card import versions
 from anysigma.report.figures import collect
 from anysigma.report.page import write_report
 from anysigma.report.ranking import compare
+from anysigma.runs.checkpoint import find
 from anysigma.runs.listing import RUNS, listing
 
-CONF = str(Path(__file__).parent / "conf")
-register()
+CONF = Path(__file__).parent / "conf"
+register(CONF)
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 @task
 def main(cfg: DictConfig) -> None:
     """compose → check → build → run."""
@@ -35,11 +38,13 @@ def main(cfg: DictConfig) -> None:
     if cfg.report is not None:
         print(shown(write_report(folder, collect(cfg.report))))
         return
-    check({name: node for name, node in plain(cfg).items() if name != "features"})
-    study, sampler = build(cfg.study), build(cfg.sampler)
-    record = Record(folder, build(cfg.logger), {"command": command(), "config": plain(cfg), "versions": versions()})
+    node = check_evaluate(cfg)
+    study, sampler = build(node["study"]), build(node["sampler"])
+    record = Record(folder, build(node["logger"]), {"command": command(), "config": node, "versions": versions()})
     if cfg.checkpoint is not None:
-        evaluation(cfg, sampler).run(study, sampler, record)
+        path, hardware = find(cfg.checkpoint, cfg.which, RUNS), build(node["hardware"])
+        asked = {"weights": cfg.weights, "features": node["features"], "data": node["data"]}
+        opened(path, sampler, hardware, **asked).run(study, sampler, record)
     elif study.needs_checkpoint:
         raise ConfigError(f"checkpoint=<run> is missing; there are: {', '.join(listing(names=True)) or 'none yet'}")
     else:
@@ -51,4 +56,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         print("\n".join(listing()) or f"no runs below {RUNS} yet: python train.py makes one")
     else:
-        entry(main, f"{CONF}/evaluate")
+        entry(main, str(CONF / "evaluate"))

@@ -7,38 +7,42 @@ import hydra
 from omegaconf import DictConfig
 
 import anysigma  # noqa: F401  first: it makes torch and torchvision meet
+from anysigma.compose.checks import check_train
 from anysigma.compose.cli import entry, task
-from anysigma.compose.config import build, check_train, output_folder, plain, register
-from anysigma.machine.distributed import is_first
+from anysigma.compose.config import build, command, output_folder, register, study_word
+from anysigma.evaluation.final import final_figures
+from anysigma.metrics.card import versions
 from anysigma.runs.checkpoint import find
-from anysigma.runs.listing import RUNS, finished, refuse_if_not_empty, result
+from anysigma.runs.identity import identity
+from anysigma.runs.listing import RUNS, reached, refuse_if_not_empty
 
-CONF = str(Path(__file__).parent / "conf")
-register()
+CONF = Path(__file__).parent / "conf"
+register(CONF)
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 @task
-def main(cfg: DictConfig) -> int:
-    """compose → check → build → run."""
-    check_train(cfg)
-    folder = Path(output_folder())
+def main(cfg: DictConfig) -> None:
+    """compose → check → build → run → measure."""
+    node, folder = check_train(cfg), Path(output_folder())
     if cfg.resume == "never":
         refuse_if_not_empty(folder)
-    if message := finished(folder, cfg.trainer.max_steps):
-        print(message)
-        return 0
-    import torch
+    loggers = build(node["logger"])
+    step, who = reached(folder, identity(node)), identity(node)
+    if step < cfg.trainer.max_steps:
+        import torch
 
-    torch.manual_seed(cfg.seed)  # the network's first weights
-    start = find(cfg.init, "last", RUNS) if cfg.init else None
-    code = build(cfg.job).run(folder, plain(cfg), start)
-    if code == 0 and is_first():
-        print(result(folder, cfg.trainer.max_steps))
-    elif code > 128:
-        sys.exit(code)
-    return code
+        from anysigma.training.job import Facts, Final
+
+        start = find(cfg.init, "last", RUNS, "init") if cfg.init and step == 0 else None
+        torch.manual_seed(cfg.seed)  # the network's first weights
+        outcome = build(node["job"]).run(folder, Facts({k: v for k, v in node.items() if k != "job"}, who), start)
+        if not outcome.done:
+            sys.exit(outcome.code)
+        final = Final(outcome.loggers, cfg.trainer.max_steps)
+        loggers = {"final": lambda **_: final}
+    sys.exit(final_figures(folder, node, study_word(), loggers, {"command": command(), "versions": versions()}))
 
 
 if __name__ == "__main__":
-    entry(main, f"{CONF}/train")
+    entry(main, str(CONF / "train"))

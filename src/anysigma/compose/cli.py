@@ -18,7 +18,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from anysigma.compose.config import ConfigError, near
+from anysigma.compose.signatures import near
+from anysigma.compose.targets import ConfigError
 
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 

@@ -1,14 +1,7 @@
 """Configs held to the code they configure: typed roots, `check`, and `build`, the only `instantiate`."""
 
-import difflib
-import importlib
-import inspect
-import re
 import shlex
 import sys
-import types
-import typing
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +12,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from anysigma.compose.all_studies import all_studies
 from anysigma.compose.names import NAMES
-
-# What a config may name beside our own package; a config that comes out of a checkpoint is held to the same list.
-LIBRARY_TARGETS = (
-    "lightning.pytorch.Trainer",
-    "lightning.pytorch.callbacks.ModelCheckpoint",
-    "torch.optim.Adam",
-    "torch.optim.AdamW",
-)
-INSTANTIATE_WORDS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+from anysigma.compose.signatures import check_node
+from anysigma.compose.targets import CONF, Allowed, ConfigError, allowed, nodes
 
 
 @dataclass
@@ -48,7 +35,7 @@ class TrainConfig:
     objective: Any = MISSING
     sampler: Any = MISSING
     data: Any = MISSING
-    features: Any = MISSING
+    features: Any = None  # null: the data set brings none
     optimizer: Any = MISSING
     ema: Any = MISSING
     callbacks: Any = MISSING
@@ -62,6 +49,7 @@ class DataOverrides:
     """What an evaluation may change about a run's data; null leaves it."""
 
     root: str | None = None
+    download: bool | None = None
     batch_size: int | None = None
     workers: int | None = None
 
@@ -84,20 +72,17 @@ class EvaluateConfig:
     save: str | None = None
     sampler: Any = MISSING
     study: Any = MISSING
-    features: Any = None
+    features: Any = MISSING
     logger: Any = MISSING
     hardware: Any = MISSING
 
 
-class ConfigError(ValueError):
-    """Bad input, said in one line."""
-
-
-def register() -> None:
-    """Make the root schemas and our resolvers known to Hydra."""
+def register(conf: Path = CONF) -> None:
+    """Make the root schemas, study=all and our resolvers known to Hydra."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(group="study", name="all", node=all_studies(conf))
     for name, function in {**NAMES, "when": _when}.items():
         OmegaConf.register_new_resolver(name, function, replace=True)
 
@@ -107,7 +92,7 @@ def _when(condition: bool, then: Any, otherwise: Any) -> Any:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The config resolved, as plain types: what a checkpoint stores."""
+    """The config resolved, as plain types: what is checked, built and stored."""
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
@@ -116,13 +101,23 @@ def output_folder() -> str:
     return HydraConfig.get().runtime.output_dir
 
 
+def study_word() -> str:
+    """The study as it was typed."""
+    return HydraConfig.get().runtime.choices.study
+
+
 def command() -> str:
     """The command line that a person can repeat."""
     return f"python {Path(sys.argv[0]).name} {shlex.join(HydraConfig.get().overrides.task)}"
 
 
 def build(node: Any) -> Any:
-    """The object a node describes: the only `instantiate` of the house. Constructors get objects and plain types."""
+    """The object a node describes: the only `instantiate` of the house. Constructors get objects and plain types.
+
+    The node is resolved once, and no string of it is resolved again. Raises ConfigError for one that could be.
+    """
+    node = plain(node) if OmegaConf.is_config(node) else node
+    refuse_references(node)
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -134,107 +129,28 @@ def build(node: Any) -> Any:
         raise
 
 
-def check(cfg: DictConfig | dict, path: str = "") -> None:
-    """Hold every `_target_` node to the signature of its target; raises ConfigError with key, target, near spellings.
+def refuse_references(node: Any, path: str = "") -> None:
+    """Raises ConfigError where a key or a string holds `${`: it would be resolved where it is built."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            refuse_references(str(key), path)
+            refuse_references(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            refuse_references(value, f"{path}[{i}]")
+    elif isinstance(node, str) and "${" in node:
+        raise ConfigError(f"{path}: {node!r} holds ${{, which would be resolved; plain values only")
 
-    Our own classes: names and types. Library targets: names. Nothing is built.
+
+def check(cfg: DictConfig | dict[str, Any], may: Allowed | None = None) -> None:
+    """Hold every `_target_` node to what may be built at its key (DESIGN: what conf/ names) and to its signature.
+
+    Our own classes and a person's: names and types. Library targets: names. Nothing is built. Raises ConfigError.
     """
     node = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
+    refuse_references(node)
+    may = may or allowed()
     node = dict(sorted(node.items(), key=lambda item: item[0] == "job"))  # a group's own path is the one people type
-    for key, target in targets(node, path):
-        _check_node(key, target)
-
-
-def check_train(cfg: DictConfig) -> None:
-    """`check`, and what only the whole of train.yaml can tell, with nothing heavy built."""
-    if unknown := cfg.keys() - TrainConfig.__dataclass_fields__.keys() - {"hydra"}:
-        raise ConfigError(f"unknown key {min(unknown)}{near(min(unknown), TrainConfig.__dataclass_fields__)}")
-    check(cfg)
-    if cfg.run is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", cfg.run):
-        raise ConfigError(f"run={cfg.run}: a folder's name of letters, digits, '.', '_' and '-'")
-    if cfg.resume not in ("auto", "never"):
-        raise ConfigError(f"resume={cfg.resume}: auto (go on with what is there) or never")
-    if cfg.trainer.max_steps < 1:
-        raise ConfigError(f"trainer.max_steps={cfg.trainer.max_steps}: at least 1 step is needed")
-    build(cfg.hardware)
-    build(cfg.sampler).pairs(build(cfg.schedule).T)
-
-
-def targets(node: Any, path: str) -> Iterator[tuple[str, dict]]:
-    """Every dictionary with a `_target_`, with its dotted key, outside in."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node
-        for key, value in node.items():
-            yield from targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from targets(value, f"{path}[{i}]")
-
-
-def locate(name: str, key: str) -> Any:
-    """The object of a dotted name, if it is on the list; resolved names count, so an alias opens nothing."""
-    if not (isinstance(name, str) and (name.startswith("anysigma.") or name in LIBRARY_TARGETS)):
-        raise ConfigError(f"{key}._target_: {name} is neither of anysigma nor on the list of library targets")
-    parts = name.split(".")
-    for split in range(len(parts) - 1, 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:split]))
-        except ModuleNotFoundError as error:
-            if not ".".join(parts).startswith(error.name or " "):
-                raise
-            continue
-        for part in parts[split:]:
-            found = getattr(found, part, None)
-        if callable(found) and (name in LIBRARY_TARGETS or str(found.__module__).startswith("anysigma.")):
-            return found
-        break
-    raise ConfigError(f"{key}._target_: {name} names nothing in anysigma that can be built")
-
-
-def _check_node(key: str, node: dict) -> None:
-    target = locate(node["_target_"], key)
-    parameters = inspect.signature(target).parameters
-    given = node.keys() - INSTANTIATE_WORDS
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for name in sorted(given - parameters.keys()):
-            raise ConfigError(f"{key}.{name}: {node['_target_']} takes no such argument{near(name, parameters)}")
-    missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    if lacking := [n for n in missing if n not in given and not node.get("_partial_")]:
-        raise ConfigError(f"{key}: {node['_target_']} also needs {', '.join(lacking)}")
-    if node["_target_"].startswith("anysigma."):
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-        for name in sorted(given & hints.keys()):
-            if not fits(node[name], hints[name]):
-                said = f"{key}.{name}={node[name]!r}"
-                raise ConfigError(
-                    f"{said}: {node['_target_']} wants {_readable(hints[name])}, not {type(node[name]).__name__}"
-                )
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value can be of the hinted type; a nested node passes for anything that is no plain type."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, one) for one in arguments)
-    if isinstance(value, dict):
-        return hint not in (int, float, str, bool, type(None))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str, type(None)):
-        return isinstance(value, hint or type(None))
-    if inspect.isclass(origin) and issubclass(origin, Sequence):
-        return isinstance(value, list) and all(fits(one, arguments[0]) for one in value)
-    return hint is Any or not isinstance(value, int | float | str | bool | type(None) | list)
-
-
-def _readable(hint: Any) -> str:
-    return hint.__name__ if inspect.isclass(hint) else str(hint).replace("collections.abc.", "").replace("typing.", "")
-
-
-def near(word: str, candidates: Any) -> str:
-    """`; did you mean a or b?`, or nothing."""
-    close = difflib.get_close_matches(word, [str(c) for c in candidates], n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    for key, found in nodes(node, ""):
+        may.require(found, key)
+        check_node(key, found)

@@ -1,32 +1,28 @@
 """Names of folders: the same words find the same folder, on every rank and after every cut."""
 
-import hashlib
-import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# What does not make another run: where it runs, how it is watched, how far it goes.
-NOT_IN_A_RUN = ("hydra", "hardware", "logger", "run", "resume", "job")
-NOT_IN_A_STUDY = ("hydra", "hardware", "logger")
-HOW_FAR = ("max_steps", "max_time")
-
-
-def digest(content: Any) -> str:
-    """8 hex digits of the content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+from anysigma.runs.identity import ROOTS, digest, evaluation_name, identity
 
 
 def run_name(*, _root_: DictConfig) -> str:
-    """`run`, or <data>-<model>-<8 hex> of all that makes the run: the same command finds its folder again."""
+    """`run`, or <data>-<model>-<8 hex> of all that makes the weights: the same command finds its folder again."""
     if _root_.run is not None:
         return str(_root_.run)
-    content = {k: v for k, v in OmegaConf.to_container(_root_, resolve=False).items() if k not in NOT_IN_A_RUN}
-    content["trainer"] = {k: v for k, v in content["trainer"].items() if k not in HOW_FAR}
+    content = {name: resolved(_root_, name) for name in (*ROOTS, "trainer")}
     choices = _root_.hydra.runtime.choices
-    return f"{choices.data}-{choices.model}-{digest(content)}"
+    return f"{choices.data}-{choices.model}-{digest(identity(content))}"
+
+
+def resolved(root: DictConfig, name: str) -> Any:
+    """A root node as plain values."""
+    node = root[name]
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def sweep_name() -> str:
@@ -44,11 +40,27 @@ def how(word: str) -> bool:
 
 def study_name(*, _root_: DictConfig) -> str:
     """<run>/<study>-<8 hex> of all that makes the figures."""
-    content = {k: v for k, v in OmegaConf.to_container(_root_, resolve=False).items() if k not in NOT_IN_A_STUDY}
     if _root_.report is not None or _root_.compare is not None:
         return f"{'report' if _root_.compare is None else 'compare'}-{digest([_root_.report, _root_.compare])}"
-    name = str(_root_.checkpoint or "none").removesuffix("/").removesuffix("/checkpoints/last.ckpt").split("/")[-1]
-    return f"{name}/{_root_.hydra.runtime.choices.study}-{digest(content)}"
+    features = resolved(_root_, "features")
+    return evaluation_name(
+        checkpoint_name(_root_.checkpoint), _root_.hydra.runtime.choices.study,
+        study_node=resolved(_root_, "study"), sampler=resolved(_root_, "sampler"),
+        features=features if "_target_" in features else None,
+        which=_root_.which, weights=_root_.weights, data=resolved(_root_, "data"),
+    )  # fmt: skip
+
+
+def checkpoint_name(checkpoint: str | None) -> str:
+    """A run's name below logs/train, whichever way `checkpoint=` says it; of a path elsewhere the last part."""
+    if checkpoint is None:
+        return "none"
+    path = Path(checkpoint.removesuffix("/").removesuffix("/checkpoints/last.ckpt"))
+    runs = Path("logs/train")
+    absolute = path if path.is_absolute() else Path.cwd() / path
+    if absolute.is_relative_to(Path.cwd() / runs):
+        path = absolute.relative_to(Path.cwd() / runs)
+    return str(path) if not path.is_absolute() and ".." not in path.parts and not path.suffix else path.name
 
 
 def asked(key: str, default: Any, *, _root_: DictConfig) -> Any:

@@ -109,6 +109,15 @@ class ImageDataModule(LightningDataModule):
         """16 hex digits of the sha256 over both splits."""
         return image_hash(self.train, self.held_out)
 
+    def hold_to(self, hash: str | None) -> None:
+        """Raises ValueError where the images are not those of a hash; None holds to nothing."""
+        if hash is not None and hash != self.hash:
+            n, m = len(self.train), len(self.held_out)
+            raise ValueError(
+                f"the images are not those of the run: {n} to train on and {m} held out have the hash {self.hash},"
+                f" the run's have {hash}; data.root=FOLDER names another place"
+            )
+
     def train_dataloader(self) -> DataLoader:
         """One epoch of max_steps · accumulation batches, starting after those that the trainer has already drawn."""
         trainer = self.trainer

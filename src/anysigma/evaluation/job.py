@@ -1,4 +1,4 @@
-"""Studies on a checkpoint, from their objects to their files."""
+"""The one way to a figure: a study on a checkpoint's denoiser, from train.py and from evaluate.py."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,20 @@ from anysigma.data.datamodule import ImageDataModule
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.samplers.base import Sampler
 from anysigma.evaluation.record import Record
+from anysigma.machine.distributed import say
 from anysigma.machine.hardware import Hardware
+from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
+from anysigma.runs.checkpoint import weights_digest
 from anysigma.studies.all import results_of
-from anysigma.studies.base import Model, Study, weights_digest
+from anysigma.studies.base import Model, Study
 
 
 class Evaluation:
-    """A denoiser, its data and its features on some hardware; `card` is what every figure must say of them."""
+    """A denoiser, its data and its features on some hardware; `card` is what every figure must say of them.
+
+    `data_hash`: of the images that it was trained on; other images are refused (ValueError).
+    """
 
     def __init__(
         self,
@@ -26,28 +32,50 @@ class Evaluation:
         features: Callable[[], Features],
         hardware: Hardware,
         card: dict[str, Any],
+        data_hash: str | None = None,
     ):
         self.denoiser, self.data, self.features, self.hardware, self.card = denoiser, data, features, hardware, card
+        self.data_hash = data_hash
 
-    def run(self, study: Study, sampler: Sampler, record: Record) -> None:
-        """Run the study; every result is recorded as soon as it stands."""
+    def run(self, study: Study, sampler: Sampler, record: Record, *, without_features: bool = False) -> None:
+        """Run the study; every result is recorded as soon as it stands.
+
+        `without_features`: where they cannot be had, say so and go on with what needs none. Raises NoFeatures else.
+        """
         self.data.setup()
-        features = self.features() if study.needs_features else None
-        parameters = sum(p.numel() for p in self.denoiser.parameters())
-        hardware = self.hardware.resolved(self.data.shape, parameters)
-        fabric = Fabric(**hardware.lightning())
-        fabric.launch()
-        hardware.apply(self.denoiser.network)
-        denoiser = self.denoiser.to(fabric.device)
+        self.data.hold_to(self.data_hash)
+        features = self._features(study, without_features)
+        fabric, hardware = self._launched()
         if isinstance(features, nn.Module):
             features.to(fabric.device)
-        card = {**self.card, "weights_sha256": weights_digest(denoiser), "precision": hardware.precision}
-        model = Model(denoiser, self.data.shape, card)
+        digest = weights_digest(self.denoiser.state_dict())
+        card = {**self.card, "weights_sha256": digest, "precision": hardware.precision}
+        model = Model(self.denoiser.to(fabric.device), self.data.shape, card)
+        if fabric.is_global_zero:
+            record.begin(step=self.card["step"], weights_sha256=digest)
         with fabric.autocast():
-            found = study.run(model, sampler, self.data, features, record.folder)
-            for result in results_of(found):
+            for result in results_of(study.run(model, sampler, self.data, features, record.folder)):
                 if fabric.is_global_zero:
                     record.add(result)
         if fabric.is_global_zero:
             record.close()
         fabric.barrier()
+
+    def _features(self, study: Study, without: bool) -> Features | None:
+        if not study.needs_features:
+            return None
+        try:
+            return self.features()
+        except (NoFeatures, FileNotFoundError) as error:
+            if not without:
+                raise
+            say(f"no distance: {error}")
+            return None
+
+    def _launched(self) -> tuple[Fabric, Hardware]:
+        parameters = sum(p.numel() for p in self.denoiser.parameters())
+        hardware = self.hardware.resolved(self.data.shape, parameters)
+        fabric = Fabric(**hardware.lightning())
+        fabric.launch()
+        hardware.apply(self.denoiser.network)
+        return fabric, hardware

@@ -6,7 +6,7 @@ from typing import Any
 
 from anysigma.machine.distributed import say, shown
 from anysigma.report.page import write_report
-from anysigma.report.results import Result, save_pictures, write_results
+from anysigma.report.results import Result, read_results, save_pictures, write_results
 
 
 class Record:
@@ -16,6 +16,21 @@ class Record:
         self.folder, self.facts, self._loggers = folder, facts, loggers
         self._results: list[Result] = []
         self._open: list[Any] | None = None
+
+    def begin(self, **made_of: Any) -> None:
+        """What the figures are made of (step, weights_sha256). Those of other weights that lie here are put aside."""
+        self.facts |= made_of
+        path = self.folder / "results.json"
+        if not path.exists():
+            return
+        try:
+            before = read_results(path)
+        except ValueError:  # another version's
+            before = {"step": "unknown"}
+        if any(before.get(name) != value for name, value in made_of.items()):
+            for file in (path, self.folder / "report.html", *self.folder.glob("*.png")):
+                if file.exists() and not file.name.startswith("step-"):
+                    file.rename(file.with_name(f"step-{before['step']}-{file.name}"))
 
     def add(self, result: Result) -> None:
         """Pictures, results.json, a person's lines."""
@@ -32,6 +47,11 @@ class Record:
         for logger in self._started():
             logger.finish(0)
         say(f"report   {shown(write_report(self.folder))}\nfolder   {shown(self.folder)}")
+
+    def fail(self) -> None:
+        """Loggers end with what they have: the study failed."""
+        for logger in self._started():
+            logger.finish(1)
 
     def _started(self) -> list[Any]:
         """The loggers that take studies, started with the first result."""

@@ -1,53 +1,69 @@
-"""What an evaluation takes from a checkpoint, and what it may change of it."""
+"""A checkpoint opened: its stored config is data, held to what may be built here before a part of it is."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
-
-from anysigma.compose.config import ConfigError, build, check, plain
+from anysigma.compose.config import build, check
+from anysigma.compose.targets import ConfigError
+from anysigma.diffusion.denoiser import Denoiser
+from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.samplers.base import Sampler
-from anysigma.runs.checkpoint import find, load_weights, read
-from anysigma.runs.listing import RUNS
+from anysigma.evaluation.job import Evaluation
+from anysigma.machine.hardware import Hardware
+from anysigma.runs.checkpoint import load_weights, read
 
-if TYPE_CHECKING:
-    from anysigma.evaluation.job import Evaluation
+TAKEN = ("schedule", "model", "parameterization", "data", "features")
+ELSEWHERE = ("root", "download", "cache", "weights_path")  # of the machine that trained; not this one's
 
 
-def evaluation(cfg: DictConfig, sampler: Sampler) -> "Evaluation":
-    """The evaluation of `checkpoint`: its schedule, network, parameterisation and data, checked before they are built."""
-    path = find(cfg.checkpoint, cfg.which, RUNS)
+def opened(
+    path: Path, sampler: Sampler, hardware: Hardware, *, weights: str = "ema",
+    features: dict[str, Any] | None = None, data: dict[str, Any] | None = None,
+) -> Evaluation:  # fmt: skip
+    """What evaluates a checkpoint: five nodes of its config, checked, then built; the rest of it is never looked at.
+
+    `features`: a node with a `_target_`, or what to change of the run's own (weights_path); `data`: what to change of
+    the run's (root, download, batch size, workers). Raises ValueError, in one line, for a checkpoint that asks for more.
+    """
     checkpoint = read(path)
+    nodes = stored(checkpoint["config"], features or {}, data or {})
+    schedule = build(nodes["schedule"])
+    sampler.pairs(schedule.T)
+    denoiser = Denoiser(build(nodes["model"]), GaussianProcess(schedule), build(nodes["parameterization"]))
     config = checkpoint["config"]
-    denoiser, data = config["job"]["module"]["denoiser"], stored_data(config, cfg.data)
-    features = stored_features(config, cfg.features)
-    check({"denoiser": denoiser, "data": data, "features": features})
-    sampler.pairs(build(config["schedule"]).T)
-    from anysigma.evaluation.job import Evaluation
-
-    weights = f"ema {config['ema']['decay']}" if cfg.weights == "ema" else "raw"
+    card = {"checkpoint": str(path), "step": checkpoint["step"], "schedule": nodes["schedule"], "weights": weights}
+    if weights == "ema":
+        card["weights"] = f"ema {config.get('ema', {}).get('decay')}"
     return Evaluation(
-        denoiser=load_weights(build(denoiser), checkpoint, cfg.weights),
-        data=build(data),
-        features=build(features),
-        hardware=build(cfg.hardware),
-        card={"checkpoint": str(path), "step": checkpoint["step"], "schedule": config["schedule"], "weights": weights},
+        denoiser=load_weights(denoiser, checkpoint, weights),
+        data=build(nodes["data"]),
+        features=build(nodes["features"]),
+        hardware=hardware.following(config.get("hardware")),
+        card=card,
+        data_hash=checkpoint.get("data_hash"),
     )
 
 
-def stored_data(config: dict[str, Any], overrides: DictConfig) -> dict[str, Any]:
-    """A stored config's data node with what an evaluation may change: root, batch size, workers."""
-    node = dict(config["data"])
-    for name, value in overrides.items():
-        if value is not None and name == "root" and "root" in node["source"]:
-            node["source"] = {**node["source"], "root": value}
-        elif value is not None and name in node:
-            node[name] = value
-        elif value is not None:
-            raise ConfigError(f"data.{name}={value}: the run's data has no such setting")
-    return node
+def stored(config: dict[str, Any], features: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """The five nodes, without what belongs to another machine and with what is asked for in its place; checked."""
+    if lacking := [name for name in TAKEN if not isinstance(config.get(name), dict)]:
+        raise ConfigError(f"the checkpoint's config holds no {lacking[0]}")
+    nodes = {name: elsewhere(config[name]) for name in TAKEN}
+    nodes["features"] = features if "_target_" in features else changed(nodes["features"], features)
+    nodes["data"] = changed(nodes["data"], data)
+    if "shape" in nodes["features"]:
+        nodes["features"]["shape"] = nodes["data"].get("shape")
+    check(nodes)
+    return nodes
 
 
-def stored_features(config: dict[str, Any], chosen: DictConfig | None) -> dict[str, Any]:
-    """The features an evaluation asks for, or a run's own, for the shape of the run's images."""
-    node = dict(plain(chosen) if chosen else config["features"])
-    return {**node, "shape": config["data"]["shape"]} if "shape" in node else node
+def elsewhere(node: Any) -> Any:
+    """The node without places on the disk: each falls back to its constructor's default."""
+    if isinstance(node, list):
+        return [elsewhere(one) for one in node]
+    return {k: elsewhere(v) for k, v in node.items() if k not in ELSEWHERE} if isinstance(node, dict) else node
+
+
+def changed(node: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The node with what is not null of the changes. Whether it has such a setting, its signature tells."""
+    return {**node, **{key: value for key, value in changes.items() if value is not None}}

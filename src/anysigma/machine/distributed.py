@@ -53,6 +53,15 @@ def gathered(ks: Sequence[int], images: Tensor) -> Tensor:
     return torch.cat([piece[1] for piece in pieces])[numbers.argsort()]
 
 
+def agreed(value: bool) -> bool:
+    """The first rank's answer, on every rank."""
+    _, world = rank_and_world()
+    said = [value]
+    if world > 1:
+        dist.broadcast_object_list(said, src=0)
+    return said[0]
+
+
 def say(line: str) -> None:
     """One line, once, whatever the number of processes."""
     if is_first():

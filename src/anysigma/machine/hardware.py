@@ -4,24 +4,26 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 # Measured on two CPU cores: channels_last gains 48 % at 32x32 and nothing at 8x8.
 CHANNELS_LAST_FROM_PIXELS = 28 * 28
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True)
 class Hardware:
     """Where and how numbers are computed; `auto` values are settled once by `resolved`.
 
-    `precision`: Lightning's words; `threads`: CPU threads of a process (0: as many as cores are free to it);
-    `memory_format`: channels_last or contiguous.
-    Raises ValueError for a GPU that is not there and for fp16 on a CPU.
+    `devices`: how many, auto, or a list of GPUs; `precision`: 32-true, bf16-mixed, 16-mixed; `threads`: CPU threads of a
+    process (0: as many as cores are free to it); `memory_format`: channels_last or contiguous.
+    Raises ValueError for a GPU that is not there, for another precision and for fp16 or a list of devices on a CPU.
     """
 
     accelerator: str = "auto"
-    devices: int | str = 1
+    devices: int | str | Sequence[int] = 1
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "auto"
@@ -33,6 +35,11 @@ class Hardware:
             raise ValueError(f"hardware.accelerator={self.accelerator}: no CUDA device here; hardware=cpu runs without")
         if self.memory_format not in ("auto", "channels_last", "contiguous"):
             raise ValueError(f"hardware.memory_format={self.memory_format}: auto, channels_last or contiguous")
+        if self.precision not in PRECISIONS:
+            said = f"hardware.precision={self.precision}: {', '.join(PRECISIONS)}"
+            raise ValueError(f"{said}; weights and their average stay in fp32")
+        if not isinstance(self.devices, int | str) and not self._on_gpu:
+            raise ValueError(f"hardware.devices={list(self.devices)}: a list names GPUs; a CPU takes a number of processes")
         if not self._on_gpu and str(self.precision).startswith("16"):
             raise ValueError(f"hardware.precision={self.precision}: fp16 needs a GPU; a CPU takes 32-true or bf16-mixed")
 
@@ -43,7 +50,7 @@ class Hardware:
     def resolved(self, shape: Sequence[int], parameters: int) -> "Hardware":
         """Every `auto` settled from (device, pixels, parameters); what a checkpoint records."""
         pixels = math.prod(shape[1:])
-        accelerator = ("gpu" if self._on_gpu else "cpu") if self.accelerator == "auto" else self.accelerator
+        accelerator = self._accelerator
         # On a CPU bfloat16 is slower at 8x8 and gains nothing beside channels_last at 32x32.
         precision = "bf16-mixed" if self._on_gpu and parameters > 1e6 else "32-true"
         large = pixels >= CHANNELS_LAST_FROM_PIXELS
@@ -56,6 +63,20 @@ class Hardware:
             if self.memory_format == "auto"
             else self.memory_format,
         )
+
+    def following(self, stored: Any) -> "Hardware":
+        """With the precision that a run was made in, where it is left to us and the accelerator is the same.
+
+        `stored`: what `resolved` settled then, as a checkpoint holds it; anything else is passed over.
+        """
+        if self.precision != "auto" or not isinstance(stored, dict) or stored.get("precision") not in PRECISIONS:
+            return self
+        same = stored.get("accelerator") == self._accelerator
+        return replace(self, precision=stored["precision"]) if same else self
+
+    @property
+    def _accelerator(self) -> str:
+        return ("gpu" if self._on_gpu else "cpu") if self.accelerator == "auto" else self.accelerator
 
     def _launched(self) -> "Hardware":
         """As torchrun says, where it started this process: so many processes a node, so many nodes."""

@@ -59,6 +59,8 @@ class ClassifierFeatures(nn.Module):
     def __init__(self, name: str, shape: Sequence[int], weights_path: str | None = None):
         super().__init__()
         self.name, self.metric, self.shape = name, f"fd_{name}", tuple(shape)
+        if not name.isidentifier():
+            raise ValueError(f"features.name={name!r}: a word of letters, digits and '_'")
         path = Path(weights_path) if weights_path else Path(str(files("anysigma.metrics") / f"weights/{name}.safetensors"))
         if not path.is_file():
             raise FileNotFoundError(f"features={name}: no weights at {path}")

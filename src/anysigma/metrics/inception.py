@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
+
+from anysigma.metrics.features import NoFeatures
 
 # The name of the published file carries the first 8 hex digits of its sha256.
 PUBLISHED = "6726825d"
@@ -52,6 +55,13 @@ class InceptionFeatures(nn.Module):
         """What must stand beside a figure made with these features."""
         weights = "published" if self.sha256.startswith(PUBLISHED) else "not the published ones"
         return {"features": self.name, "features_sha256": self.sha256, "features_weights": weights, "resize": "TF1, 299"}
+
+
+def fitting(shape: Sequence[int], weights_path: str | None = None, sha256: str | None = PUBLISHED) -> InceptionFeatures:
+    """Inception's features for images `shape` (C, H, W) of 1 or 3 channels. Raises NoFeatures for any other number."""
+    if shape[0] not in (1, 3):
+        raise NoFeatures(f"Inception takes 1 or 3 channels, these images have {shape[0]}; features=NAME chooses others")
+    return InceptionFeatures(weights_path, sha256)
 
 
 def held_to(path: Path, sha256: str | None) -> str:

@@ -1,17 +1,19 @@
 """The file a run leaves: written atomically, read without trust."""
 
+import hashlib
 import os
 import pickle
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from anysigma.diffusion.denoiser import Denoiser
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".ckpt"
 
 
@@ -61,16 +63,29 @@ def load_weights(denoiser: Denoiser, checkpoint: dict[str, Any], weights: str = 
 
     Raises ValueError where the file holds another network than its config describes.
     """
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights={weights}: ema (the moving average) or raw (as trained)")
-    prefix = "ema." if weights == "ema" else "denoiser."
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     try:
-        denoiser.load_state_dict(state, strict=True)
+        denoiser.load_state_dict(weights_of(checkpoint, weights), strict=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ValueError(f"the checkpoint holds another network than its config describes: {first}") from None
     return denoiser.eval().requires_grad_(False)
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """16 hex digits of the sha256 over all weights: what a figure's images were made by."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def weights_of(checkpoint: dict[str, Any], weights: str = "ema") -> dict[str, Tensor]:
+    """One of the two sets of a checkpoint by the denoiser's own names. Raises ValueError for another word."""
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights={weights}: ema (the moving average) or raw (as trained)")
+    prefix = "ema." if weights == "ema" else "denoiser."
+    return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
 
 
 def warm_start(denoisers: Iterable[Denoiser], checkpoint: dict[str, Any]) -> None:
@@ -83,10 +98,10 @@ def warm_start(denoisers: Iterable[Denoiser], checkpoint: dict[str, Any]) -> Non
             parameter.requires_grad_(wanted)
 
 
-def find(name: str, which: str, runs: Path) -> Path:
-    """`name`: a run below `runs`, a folder or a file; a folder means its `last` or `best`. Raises ValueError."""
+def find(name: str, which: str, runs: Path, word: str = "checkpoint") -> Path:
+    """`name`: a run below `runs`, a folder or a file; a folder means its `last` or `best`. Raises ValueError, for `word`."""
     if "://" in name:
-        raise ValueError(f"checkpoint={name}: a URL; download the file first")
+        raise ValueError(f"{word}={name}: a URL; download the file first")
     if which not in ("last", "best"):
         raise ValueError(f"which={which}: last or best")
     for path in (Path(name), runs / name):
@@ -96,5 +111,5 @@ def find(name: str, which: str, runs: Path) -> Path:
             found = path / "checkpoints" / f"{which}{SUFFIX}"
             if found.is_file():
                 return found
-            raise ValueError(f"checkpoint={name}: {path} holds no {found.relative_to(path)}")
-    raise ValueError(f"checkpoint={name}: neither a run below {runs}, nor a folder, nor a file")
+            raise ValueError(f"{word}={name}: {path} holds no {found.relative_to(path)}")
+    raise ValueError(f"{word}={name}: neither a run below {runs}, nor a folder, nor a file")

@@ -1,35 +1,76 @@
-"""Runs as they lie on disk: which are there, how far they came, what they found."""
+"""Runs as they lie on disk: whose a folder is, how far it came, what was found."""
 
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from anysigma.machine.distributed import shown
-from anysigma.report.results import read_results
+from anysigma.report.results import FORMAT, read_results
 from anysigma.runs.checkpoint import read
+from anysigma.runs.identity import first_difference, said
 
-RUNS = Path("logs/train")
+RUNS, EVALUATIONS = Path("logs/train"), Path("logs/evaluate")
+
+
+def last(folder: Path) -> Path:
+    """A run's newest checkpoint."""
+    return folder / "checkpoints" / "last.ckpt"
 
 
 def refuse_if_not_empty(folder: Path) -> None:
     """Raises ValueError where the folder already holds a run."""
     if (folder / "checkpoints").exists() or (folder / "metrics.csv").exists():
-        raise ValueError(f"resume=never, but {folder} already holds a run; run=NAME starts another")
+        raise ValueError(f"resume=never, but {shown(folder)} already holds a run; run=NAME starts another")
 
 
-def finished(folder: Path, max_steps: int) -> str | None:
-    """The result of a run that has come to `max_steps`; None where it has not."""
-    path = folder / "results.json"
-    return result(folder, max_steps) if path.exists() and read_results(path)["step"] >= max_steps else None
+def reached(folder: Path, identity: dict[str, Any]) -> int:
+    """The step up to which the folder's run has come, 0 where there is none.
+
+    Raises ValueError, with the first line that differs, where it is a run of another identity.
+    """
+    if not last(folder).exists():
+        return 0
+    checkpoint = read(last(folder))
+    if found := first_difference(checkpoint["identity"], identity):
+        key, theirs, ours = found[0].removesuffix("._target_"), said(found[1]), said(found[2])
+        raise ValueError(f"{key}={ours}: {shown(folder)} holds a run with {key}={theirs}; run=NAME starts another")
+    return checkpoint["step"]
 
 
-def result(folder: Path, max_steps: int) -> str:
-    """What a run found, where it lies, and the way to another or further."""
-    results = read_results(folder / "results.json")
-    step = results["step"]
-    short = "" if step >= max_steps else f" of {max_steps}: trainer.max_time ended it, a larger one goes on from there"
+def point(folder: Path, evaluation: Path, lines: Sequence[str], **facts: Any) -> None:
+    """results.json of a run: where its final figures lie, and what a person is told; written aside and renamed."""
+    content = {"format": FORMAT, **facts, "evaluation": shown(evaluation), "lines": list(lines)}
+    aside = folder / "results.part"
+    aside.write_text(json.dumps(content, indent=1))
+    os.replace(aside, folder / "results.json")
+
+
+def measured(evaluation: Path, **made_of: Any) -> bool:
+    """Whether an evaluation of just this (step, weights_sha256) lies there, whole."""
+    path = evaluation / "results.json"
+    if not path.exists() or not (evaluation / "report.html").exists():
+        return False
+    try:
+        found = read_results(path)
+    except ValueError:
+        return False
+    return all(found.get(name) == value for name, value in made_of.items())
+
+
+def lines_of(evaluation: Path) -> list[str]:
+    """What a person is told of an evaluation."""
+    return [line for section in read_results(evaluation / "results.json")["sections"] for line in section["lines"]]
+
+
+def result(folder: Path, *, again: bool) -> str:
+    """Where a run lies and the way to another or further; `again`: its figures and pictures too, as they were found."""
+    found = read_results(folder / "results.json")
+    figures = [*found["lines"], *map(shown, sorted(Path(found["evaluation"]).glob("grid.png"))),
+               f"figures  {found['evaluation']}"] if again else []  # fmt: skip
     return "\n".join([
-        f"\nfinished at step {step}{short}", *results["lines"],
-        *map(shown, results["pictures"]), f"folder   {shown(folder)}",
+        f"\nfinished at step {found['step']}", *figures, f"run      {shown(folder)}",
         f"look     python evaluate.py checkpoint={name(folder)} study=all",
         "another  change one word (sampler=ddpm schedule=linear seed=1), or go further: trainer.max_steps=N",
     ])  # fmt: skip

@@ -1,6 +1,5 @@
 """What a study is given and what it returns."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +31,3 @@ class Study(Protocol):
     def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Result | Iterable[Result]:
         """Do it; whatever is kept on disk lies below `folder`. Every process calls it; rank 0's Result counts."""
         ...
-
-
-def weights_digest(denoiser: Denoiser) -> str:
-    """16 hex digits of the sha256 over all weights: what a figure's images were made by."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(denoiser.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy())
-    return digest.hexdigest()[:16]

@@ -9,17 +9,17 @@ from anysigma.runs import checkpoint as file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Adds config, format, step and images_seen to what Lightning saves (in weights-only files too) and writes atomically.
+    """Adds what makes the run, format, step and images_seen to what Lightning saves (weights-only files too); atomic.
 
-    `config`: the resolved config as plain types; `images_per_step`: over all ranks and micro-steps.
+    `facts`: the resolved config as plain types, identity, data_hash, init_sha256; `images_per_step`: over all ranks.
     """
 
-    def __init__(self, config: dict[str, Any], images_per_step: int):
-        self.config, self.images_per_step = config, images_per_step
+    def __init__(self, facts: dict[str, Any], images_per_step: int):
+        self.facts, self.images_per_step = facts, images_per_step
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         step = checkpoint["global_step"]
-        facts = {"config": self.config, "format": file.FORMAT, "step": step, "images_seen": step * self.images_per_step}
+        facts = {**self.facts, "format": file.FORMAT, "step": step, "images_seen": step * self.images_per_step}
         file.write({**checkpoint, **facts}, Path(path))
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -14,14 +14,14 @@ from lightning.pytorch.loggers import Logger
 
 from anysigma.data.datamodule import ImageDataModule, Order
 from anysigma.data.images import to_uint8
-from anysigma.machine.distributed import rank_and_world, say, shown
+from anysigma.machine.distributed import say, shown
 from anysigma.machine.hardware import Hardware
 from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
 from anysigma.report.pictures import grid, save_png
-from anysigma.report.results import Result, save_pictures, write_results
-from anysigma.runs.checkpoint import load_weights, read, warm_start
-from anysigma.studies.base import Model, Study, weights_digest
+from anysigma.report.results import Result
+from anysigma.runs.checkpoint import read, warm_start, weights_digest, weights_of
+from anysigma.runs.listing import last
 from anysigma.training.callbacks.base import report_image
 from anysigma.training.callbacks.last import Last
 from anysigma.training.checkpoint_io import AtomicCheckpointIO
@@ -43,6 +43,24 @@ SILENCED = (
 )
 
 
+@dataclass
+class Facts:
+    """What a run's checkpoints say of it: the resolved config, its identity, and the weights it began with."""
+
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    init_sha256: str | None = None
+    data_hash: str | None = None
+
+
+class Outcome(NamedTuple):
+    """How a start of a run ended: `code` for the process, `done` where it came to its last step, loggers still open then."""
+
+    code: int
+    done: bool
+    loggers: list[Logger]
+
+
 class TrainingJob:
     """Everything one run needs. `features`, `loggers`, `trainer` and callbacks that measure are factories.
 
@@ -58,57 +76,65 @@ class TrainingJob:
         callbacks: Mapping[str, Callback | partial],
         loggers: Mapping[str, Callable[..., Logger]],
         trainer: Callable[..., Trainer],
-        study: Study,
     ):
         self.hardware, self.module, self.data, self.features = hardware, module, data, features
         self.callbacks, self.loggers, self.trainer = callbacks, loggers, trainer
-        self.study = study
 
-    def run(self, folder: Path, config: dict[str, Any], start: Path | None = None) -> int:
-        """Train (or go on, or begin with the averaged weights of `start`), measure, write; returns the exit code."""
+    def run(self, folder: Path, facts: Facts, start: Path | None = None) -> Outcome:
+        """Train, or go on, or begin with the averaged weights of `start`."""
         quieten()
+        before = read(last(folder)) if last(folder).exists() else None
         self.data.setup()
+        self.data.hold_to(before and before["data_hash"])
+        facts.data_hash = self.data.hash
+        hardware = self._settle(facts, before, start)
         features = self._features()
+        loggers: list[Logger] = []
+        code, done = 1, False
+        try:
+            loggers += [logger(folder=folder, config=facts.config) for logger in self.loggers.values()]
+            trainer = self._trainer(folder, facts, hardware, features, loggers)
+            code = self._train(trainer, folder, before["step"] if before else 0)
+            done = code == 0 and trainer.global_step >= trainer.max_steps
+        finally:
+            if not done:  # else the final figures are theirs too
+                finish(loggers, code)
+        return Outcome(code, done, loggers)
+
+    def _settle(self, facts: Facts, before: dict[str, Any] | None, start: Path | None) -> Hardware:
+        """First weights and hardware; says what of the hardware is another than before."""
         parameters = sum(p.numel() for p in self.module.denoiser.parameters())
         hardware = self.hardware.resolved(self.data.shape, parameters)
-        config = {**config, "hardware": {**config["hardware"], **asdict(hardware)}}
+        facts.config = {**facts.config, "hardware": {**facts.config["hardware"], **asdict(hardware)}}
         denoisers = (self.module.denoiser, self.module.ema)
-        if start is not None:
-            warm_start(denoisers, read(start))
+        if before is not None:
+            facts.init_sha256 = before["init_sha256"]
+            say_changes(before["config"]["hardware"], facts.config["hardware"])
+        elif start is not None:
+            checkpoint = read(start)
+            facts.init_sha256 = weights_digest(weights_of(checkpoint))
+            warm_start(denoisers, checkpoint)
         for denoiser in denoisers:
             hardware.apply(denoiser.network)
-        loggers = [logger(folder=folder, config=config) for logger in self.loggers.values()]
-        trainer = self._trainer(folder, config, hardware, features, loggers)
         machine = f"{hardware.accelerator}, {hardware.precision}"
         say(f"{parameters / 1e6:.2f} M parameters, {len(self.data.train)} images, {machine}")
-        code = 1
-        try:
-            code = self._run(trainer, folder, features)
-        finally:
-            for logger in loggers:
-                if hasattr(logger, "finish"):
-                    logger.finish(code)
-        return code
+        return hardware
 
-    def _run(self, trainer: Trainer, folder: Path, features: Features | None) -> int:
-        last = folder / "checkpoints" / "last.ckpt"
-        resumed = read(last)["step"] if last.exists() else 0
-        if last.exists():
+    def _train(self, trainer: Trainer, folder: Path, resumed: int) -> int:
+        if resumed:
             say(f"going on from step {resumed} of {trainer.max_steps}")
         for logger in trainer.loggers:
             if hasattr(logger, "cut_back"):
                 logger.cut_back(resumed)
         if resumed == 0 and trainer.is_global_zero:
             self._show_data(trainer, folder)
-        if resumed < trainer.max_steps:
-            trainer.fit(self.module, datamodule=self.data, ckpt_path=last if last.exists() else None)
-            signal = next(c for c in trainer.callbacks if isinstance(c, Last)).stopped_by
-            if signal is not None:
-                say(f"stopped at step {trainer.global_step} and saved; the same command goes on from there: {shown(folder)}")
-                return 128 + signal
-        else:
-            load_weights(self.module.ema, read(last))
-        return self._finish(trainer, folder, features, max(trainer.global_step, resumed))
+        trainer.fit(self.module, datamodule=self.data, ckpt_path=last(folder) if resumed else None)
+        signal = next(c for c in trainer.callbacks if isinstance(c, Last)).stopped_by
+        if signal is not None or trainer.global_step < trainer.max_steps:
+            why = "time is up" if signal is None else "stopped"
+            step = f"at step {trainer.global_step} and saved"
+            say(f"{why} {step}; the same command goes on from there: {shown(folder)}")
+        return 0 if signal is None else 128 + signal
 
     def _show_data(self, trainer: Trainer, folder: Path) -> None:
         """samples/data.png: the run's first images as the network gets them, flips and all; no points of a plane."""
@@ -119,28 +145,6 @@ class TrainingJob:
             save_png(picture, folder / "samples" / "data.png")
             report_image(trainer, "samples/data", picture)
 
-    def _finish(self, trainer: Trainer, folder: Path, features: Features | None, step: int) -> int:
-        ema = self.module.ema.to(trainer.strategy.root_device)
-        card = {
-            "weights": f"ema {ema.decay}",
-            "weights_sha256": weights_digest(ema),
-            "step": step,
-            "precision": trainer.precision,
-        }
-        model = Model(ema, self.data.shape, card)
-        result = self.study.run(model, self.module.sampler, self.data, features, folder)
-        if rank_and_world()[0] == 0:
-            self._write(trainer, folder, result, step)
-        return 0
-
-    def _write(self, trainer: Trainer, folder: Path, result: Result, step: int) -> None:
-        paths = save_pictures(result, folder / "samples")
-        for logger in trainer.loggers:
-            logger.log_metrics({f"final/{row['metric']}": row["value"] for row in result.rows}, step=step)
-            if hasattr(logger, "log_final"):
-                logger.log_final(result, step=step)
-        write_results(folder / "results.json", [result], step=step, lines=result.lines, pictures=[str(p) for p in paths])
-
     def _features(self) -> Features | None:
         try:
             return self.features()
@@ -149,7 +153,7 @@ class TrainingJob:
             return None
 
     def _trainer(
-        self, folder: Path, config: dict, hardware: Hardware, features: Features | None, loggers: list[Logger]
+        self, folder: Path, facts: Facts, hardware: Hardware, features: Features | None, loggers: list[Logger]
     ) -> Trainer:
         measures = {name: c for name, c in self.callbacks.items() if isinstance(c, partial)}
         callbacks = [c for name, c in self.callbacks.items() if name not in measures]
@@ -160,8 +164,44 @@ class TrainingJob:
             **hardware.lightning(), callbacks=callbacks, logger=loggers, default_root_dir=folder, max_epochs=1,
             use_distributed_sampler=False, enable_model_summary=False, num_sanity_val_steps=0,
         )  # fmt: skip
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO(config, per_step * trainer.world_size)
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO(asdict(facts), per_step * trainer.world_size)
         return trainer
+
+
+class Final:
+    """A training's own loggers where an evaluation puts its figures: they go to `final/*` at the run's last step."""
+
+    def __init__(self, loggers: Sequence[Logger], step: int):
+        self.loggers, self.step, self._said = loggers, step, set()
+
+    def log_study(self, result: Result) -> None:
+        """The first row of each metric as a number; pictures and all rows where a logger takes them."""
+        found = {f"final/{row['metric']}": row["value"] for row in reversed(result.rows)}
+        new = {name: value for name, value in reversed(found.items()) if name not in self._said}
+        self._said |= new.keys()
+        for logger in self.loggers:
+            logger.log_metrics(new, step=self.step)
+            if hasattr(logger, "log_final"):
+                logger.log_final(result, step=self.step)
+
+    def finish(self, exit_code: int) -> None:
+        """Close them, with the exit code that the process will have."""
+        finish(self.loggers, exit_code)
+
+
+def finish(loggers: Iterable[Logger], exit_code: int) -> None:
+    """Close every logger that is to be closed."""
+    for logger in loggers:
+        if hasattr(logger, "finish"):
+            logger.finish(exit_code)
+
+
+def say_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """One line where a run goes on in another precision or on another number of processes."""
+    names = ("accelerator", "precision", "devices", "num_nodes")
+    changed = [f"hardware.{n}={now[n]}, before {before[n]}" for n in names if now[n] != before.get(n, now[n])]
+    if changed:
+        say(f"going on otherwise than before: {'; '.join(changed)}")
 
 
 def quieten() -> None:

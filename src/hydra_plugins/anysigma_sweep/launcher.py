@@ -23,7 +23,8 @@ from omegaconf import OmegaConf, open_dict
 if TYPE_CHECKING:
     from hydra_plugins.anysigma_sweep._jobs import Job
 
-NO_OTHER_RUN = "run=, hardware=, logger= and trainer.max_steps= make no other run"
+NO_OTHER_RUN = "run=, hardware=, logger=, callbacks= and trainer.max_steps= make no other run"
+MEASURED = ("sampler", "study", "features")  # what a run is measured with: one training serves them all
 
 
 @dataclass
@@ -77,7 +78,9 @@ class JobsLauncher(LocalLauncher):
             own = " ".join(word.lstrip("+") for word in words if often[word] < len(job_overrides)) or " ".join(words)
             folder = self._folder(words, i)
             if folder in jobs:
-                raise HydraException(f"{jobs[folder].words} and {own} would share a folder, {folder}: {NO_OTHER_RUN}")
+                raise HydraException(
+                    f"{jobs[folder].words} and {own} would share a folder, {folder}: {advice(job_overrides)}"
+                )
             command, logs = self._command(words, folder, i), self.params["submitit_folder"]
             jobs[folder] = Job(i + 1, first + len(job_overrides), own, folder, command, logs)
         return list(jobs.values())
@@ -98,3 +101,16 @@ class JobsLauncher(LocalLauncher):
         place = QuotedString(text=str(folder), quote=Quote.double).with_quotes()
         own = ["hydra.mode=RUN", f"hydra.run.dir={place}", f"hydra.job.num={i}", f"hydra.job.id={i}"]
         return [sys.executable, "-u", os.path.abspath(sys.argv[0]), *flags, *words, *hydra, *own]
+
+
+def advice(job_overrides: Sequence[Sequence[str]]) -> str:
+    """Why two jobs are one run, and where they differ in how it is measured alone, the command that does that."""
+    varied = [word.lstrip("+~") for words in job_overrides for word in words if not all(word in w for w in job_overrides)]
+    values: dict[str, list[str]] = {}
+    for word in dict.fromkeys(varied):
+        key, _, value = word.partition("=")
+        values.setdefault(key, []).append(value)
+    if not all(key.replace("/", ".").split(".")[0] in MEASURED for key in values):
+        return NO_OTHER_RUN
+    words = " ".join(f"{key}={','.join(found)}" for key, found in values.items())
+    return f"one trained network serves them all; train once, then python evaluate.py -m checkpoint=<run> {words}"

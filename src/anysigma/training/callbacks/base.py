@@ -16,7 +16,7 @@ class Periodic(Callback):
     def __init__(self, every: int):
         if every < 1:
             raise ValueError(f"{type(self).__name__}: every={every}: at least 1 step must lie between two calls")
-        self.every, self._acted_at = every, 0
+        self.every, self.acted_at = every, 0
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
         """What is done; on every rank."""
@@ -25,8 +25,8 @@ class Periodic(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         step = trainer.global_step  # does not move between accumulated micro-steps
         due = step % self.every == 0 or step == trainer.max_steps
-        if due and step != self._acted_at:
-            self._acted_at = step
+        if due and step != self.acted_at:
+            self.acted_at = step
             self.act(trainer, module)
 
 

@@ -12,12 +12,14 @@ from anysigma.training.callbacks.base import Periodic, report
 class Distance(Periodic):
     """Logs distance/<metric> (fd_digits, fid) of `n` generated images against the training images, every `every` steps.
 
-    Every rank makes and measures its share. Small n is biased upward: the figure is for watching, within one run.
+    `seed` names the noise. Every rank makes and measures its share. Small n is biased upward: the figure is for watching,
+    within one run.
     """
 
-    def __init__(self, every: int, n: int, sampler: Sampler, features: Features):
+    def __init__(self, every: int, n: int, sampler: Sampler, seed: int, features: Features):
         super().__init__(every)
-        self.n, self.sampler, self.features = n, sampler, features
+        self.n, self.sampler, self.seed, self.features = n, sampler, seed, features
+        self.metric = f"distance/{features.metric}"
         self._monitor: Monitor | None = None
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
@@ -28,5 +30,5 @@ class Distance(Periodic):
         block = spread(self.n, module.block)
         ks = my_share(range(self.n), block)
         if ks:
-            self._monitor.update(to_uint8(module.sample(ks, self.sampler, block=block)), real=False)
-        report(trainer, {f"distance/{self.features.metric}": self._monitor.compute()})
+            self._monitor.update(to_uint8(module.sample(ks, self.sampler, self.seed, block)), real=False)
+        report(trainer, {self.metric: self._monitor.compute()})

@@ -14,17 +14,17 @@ from anysigma.training.callbacks.base import Periodic, report_image
 class Grid(Periodic):
     """`n` images by `sampler` from the averaged weights, every `every` steps, as samples/step-<step>.png.
 
-    Every rank makes its share.
+    `seed` names the noise. Every rank makes its share.
     """
 
-    def __init__(self, every: int, n: int, sampler: Sampler):
+    def __init__(self, every: int, n: int, sampler: Sampler, seed: int):
         super().__init__(every)
-        self.n, self.sampler = n, sampler
+        self.n, self.sampler, self.seed = n, sampler, seed
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
         block = spread(self.n, module.block)
         ks = my_share(range(self.n), block)
-        images = gathered(ks, to_uint8(module.sample(ks, self.sampler, block=block)))
+        images = gathered(ks, to_uint8(module.sample(ks, self.sampler, self.seed, block)))
         if trainer.is_global_zero:
             picture = grid(images)
             save_png(picture, Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:07d}.png")

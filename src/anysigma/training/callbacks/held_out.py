@@ -15,12 +15,14 @@ class HeldOut(Periodic):
     Image i gets t = 1 + ⌊(i + ½)·T/n⌋ of a fixed shuffle, and one fixed ε: the curve moves only with the weights.
     """
 
+    metric = "held_out/loss"
+
     def __init__(self, every: int, n: int):
         super().__init__(every)
         self.n = n
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
-        report(trainer, {"held_out/loss": self._loss(trainer, module)})
+        report(trainer, {self.metric: self._loss(trainer, module)})
 
     @torch.inference_mode()
     def _loss(self, trainer: Trainer, module: LightningModule) -> float:

@@ -1,0 +1,56 @@
+"""A run's final figures: measured when training has ended, as evaluate.py measures them."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from anysigma.compose.cli import one_line, said_by_us
+from anysigma.compose.config import build
+from anysigma.evaluation.record import Record
+from anysigma.evaluation.stored import opened
+from anysigma.machine.distributed import agreed, is_first, shown
+from anysigma.runs.checkpoint import read, weights_digest, weights_of
+from anysigma.runs.identity import evaluation_name
+from anysigma.runs.listing import EVALUATIONS, last, lines_of, measured, name, point, result
+
+Loggers = Mapping[str, Callable[..., Any]]
+
+
+def final_figures(folder: Path, node: dict[str, Any], word: str, loggers: Loggers, facts: dict[str, Any]) -> int:
+    """Measure the run in `folder` with its config's study and sampler, unless it was; returns the exit code.
+
+    `word`: the study's; `facts`: command and versions. What was measured before is not measured again; another sampler or
+    study of a finished run is: train once, sample with any σ. A study that fails costs the figures, not the run: code 1.
+    """
+    checkpoint = read(last(folder))
+    made_of = {"step": checkpoint["step"], "weights_sha256": weights_digest(weights_of(checkpoint))}
+    own = node["features"] == checkpoint["config"]["features"]
+    place = Path.cwd() / EVALUATIONS / evaluation_name(
+        name(folder), word, study_node=node["study"], sampler=node["sampler"],
+        features=None if own else node["features"], which="last", weights="ema", data={},
+    )  # fmt: skip
+    there = agreed(measured(place, **made_of))
+    if not there:
+        record = Record(place, loggers, {**facts, "config": {k: v for k, v in node.items() if k != "job"}})
+        try:
+            measure(folder, node, record)
+        except Exception as error:
+            record.fail()
+            if not said_by_us(error):
+                raise
+            print(f"error: trained and saved, but not measured: {one_line(error, None)}; the same command tries again",
+                  file=sys.stderr)  # fmt: skip
+            return 1
+    if is_first():
+        point(folder, place, lines_of(place), **made_of)
+        print(result(folder, again=there))
+    return 0
+
+
+def measure(folder: Path, node: dict[str, Any], record: Record) -> None:
+    """The study of a run's config on its last checkpoint."""
+    sampler = build(node["sampler"])
+    path = Path(shown(last(folder)))
+    evaluation = opened(path, sampler, build(node["hardware"]), features=node["features"], data=node["data"])
+    evaluation.run(build(node["study"]), sampler, record, without_features=True)
