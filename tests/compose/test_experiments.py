@@ -38,7 +38,7 @@ SNAPSHOTS = {
         "data.source._target_": "anysigma.data.cifar10.CIFAR10", "data.flips": True, "data.batch_size": 128,
         "optimizer.adam._target_": "torch.optim.Adam", "optimizer.adam.lr": 2e-4, "optimizer.warmup": 5000,
         "trainer.gradient_clip_val": 1.0, "trainer.max_steps": 800000, "trainer.accumulate_grad_batches": 1,
-        "ema.decay": 0.9999,
+        "ema.decay": 0.9999, "ema.warmup": False,
     },
     "fashion_mnist": {
         "data.source._target_": "anysigma.data.fashion_mnist.FashionMNIST", "data.shape": [1, 32, 32], "data.batch_size": 64,

@@ -65,6 +65,16 @@ def test_the_decay_warms_up_to_its_value():
     assert ema.decay_at(889) < 0.99 and ema.decay_at(891) == 0.99 and ema.decay_at(10**9) == 0.99
 
 
+def test_without_warmup_the_decay_is_itself_from_the_first_step():
+    source = denoiser(Scalar(1.0))
+    ema = EMA(source, 0.9, warmup=False)
+    assert ema.network.weight.item() == 1.0  # the average starts as the weights
+    set_weight(source, 0.0)
+    for n in range(1, 20):
+        ema.update(source, n - 1)
+        assert ema.network.weight.item() == pytest.approx(0.9**n, abs=1e-12)
+
+
 def test_it_stays_in_evaluation_mode():
     ema = EMA(denoiser().train(), 0.9)
     assert not any(m.training for m in ema.modules())
