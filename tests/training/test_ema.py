@@ -6,7 +6,7 @@ from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.parameterizations import Eps
 from anysigma.diffusion.schedules.linear import Linear
-from anysigma.networks.unet import fitted
+from anysigma.networks.unet import UNet
 from anysigma.training.ema import EMA
 
 
@@ -112,7 +112,7 @@ def test_a_decay_outside_its_range_is_refused(decay):
 
 
 def test_the_copy_starts_equal_and_goes_its_own_way():
-    source = denoiser(fitted((1, 8, 8), channels=24))
+    source = denoiser(UNet((1, 8, 8), channels=24))
     ema = EMA(source, 0.9)
     before = [p.clone() for p in ema.parameters()]
     assert [n for n, _ in ema.named_parameters()] == [n for n, _ in source.named_parameters()]

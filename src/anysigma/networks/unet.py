@@ -14,22 +14,25 @@ class UNet(nn.Module):
 
     `shape` (C, H, W); `channels` at full resolution, times `multipliers` level by level, each level half the size of
     the one before; `blocks` residual blocks a level; self-attention at the levels whose height is in `attention`
-    and in the middle. Raises ValueError where H or W cannot be halved so often.
+    and in the middle; with `fit` as many multipliers are used as H and W can be halved, so that any shape will do.
+    Raises ValueError where, without `fit`, H or W cannot be halved so often.
     """
 
     def __init__(
         self,
         shape: Sequence[int],
-        channels: int = 128,
+        channels: int = 40,
         multipliers: Sequence[int] = (1, 2, 2, 2),
-        blocks: int = 2,
-        attention: Sequence[int] = (16,),
-        dropout: float = 0.1,
+        blocks: int = 1,
+        attention: Sequence[int] = (4,),
+        dropout: float = 0.0,
+        fit: bool = True,
     ):
         super().__init__()
         C, H, W = shape
-        check_strides(H, W, len(multipliers) - 1)
-        levels = [(channels * m, H >> level) for level, m in enumerate(multipliers)]
+        most = len(multipliers) - 1
+        strides = halvings(H, W, most) if fit else checked(H, W, most)
+        levels = [(channels * m, H >> level) for level, m in enumerate(multipliers[: strides + 1])]
         bottom, top = levels[0][0], levels[-1][0]
         self._attention, self._dropout, self._time_dim = tuple(attention), dropout, 4 * channels
         self.time = TimeEmbedding(channels, self._time_dim)
@@ -90,10 +93,11 @@ class UNet(nn.Module):
         return self.last(h)
 
 
-def check_strides(H: int, W: int, halvings: int) -> None:
-    """Raises ValueError unless H and W can be halved `halvings` times."""
+def checked(H: int, W: int, halvings: int) -> int:
+    """`halvings`; raises ValueError unless H and W can be halved so often."""
     if H % 2**halvings or W % 2**halvings:
         raise ValueError(f"the network halves its input {halvings} times: {H}x{W} must be divisible by {2**halvings}")
+    return halvings
 
 
 def halvings(H: int, W: int, most: int) -> int:
@@ -102,16 +106,3 @@ def halvings(H: int, W: int, most: int) -> int:
     while count < most and H % 2 == W % 2 == 0 and min(H, W) >= 8:
         H, W, count = H // 2, W // 2, count + 1
     return count
-
-
-def fitted(
-    shape: Sequence[int],
-    channels: int = 40,
-    multipliers: Sequence[int] = (1, 2, 2, 2),
-    blocks: int = 1,
-    attention: Sequence[int] = (4,),
-    dropout: float = 0.0,
-) -> UNet:
-    """A `UNet` with as many of `multipliers` as the shape can be halved: one that fits any C, H, W."""
-    levels = 1 + halvings(shape[1], shape[2], len(multipliers) - 1)
-    return UNet(shape, channels, tuple(multipliers)[:levels], blocks, attention, dropout)
