@@ -101,7 +101,7 @@ def test_every_yaml_default_is_the_constructors():
 
 
 # Options that exist to differ from the constructor's default.
-PAPERS = ("channels", "blocks", "attention", "dropout", "fit", "groups", "norm_eps", "downsample")
+PAPERS = ("channels", "blocks", "attention", "dropout", "fit", "groups", "norm_eps", "downsample", "first_weights")
 DIFFERS = {"decay": ("ema=default",), "flips": ("data=cifar10",), **dict.fromkeys(PAPERS, ("model=unet_ddpm",))}
 
 

@@ -31,7 +31,7 @@ SNAPSHOTS = {
         "model._target_": "anysigma.networks.unet.UNet", "model.channels": 128, "model.multipliers": [1, 2, 2, 2],
         "model.blocks": 2, "model.attention": [16], "model.dropout": 0.1, "model.fit": False,
         "model.groups": 32, "model.norm_eps": 1e-6, "model.downsample": "asymmetric", "model.head_dim": None,
-        "model.freq_shift": 1, "model.flip_sin_to_cos": False, "model.first_t": 0,
+        "model.freq_shift": 1, "model.flip_sin_to_cos": False, "model.first_t": 0, "model.first_weights": "fan_average",
         "parameterization._target_": "anysigma.diffusion.parameterizations.Eps",
         "objective.gamma._target_": "anysigma.diffusion.objective.Simple",
         "sampler.sigma._target_": "anysigma.diffusion.samplers.sigma.SigmaHat", "sampler.steps": None, "sampler.clip": True,

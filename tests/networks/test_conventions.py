@@ -75,6 +75,7 @@ REFUSED = {
     "head_dim=0": {"head_dim": 0},
     "freq_shift=2: 0 or 1": {"freq_shift": 2},
     "first_t=-1: 0 or 1": {"first_t": -1},
+    "first_weights=random: torch or fan_average": {"first_weights": "random"},
 }
 
 
@@ -170,3 +171,33 @@ def test_from_0_at_t_is_from_1_at_t_before():
 
 def test_the_unet_counts_from_0_and_the_perceptron_from_1():
     assert network().time.before == 1 and MLP(SHAPE).time.before == 0 and TimeEmbedding(8, 8).before == 0
+
+
+def fans(layer: nn.Conv2d | nn.Linear) -> tuple[int, int]:
+    """Numbers that go into one output, and outputs that one input goes into."""
+    pixels = math.prod(layer.weight.shape[2:])
+    return layer.weight.shape[1] * pixels, layer.weight.shape[0] * pixels
+
+
+def test_fan_average_gives_every_layer_its_variance():
+    model = UNet(SHAPE, 64, (1, 2), attention=(8,), first_weights="fan_average")
+    seen = 0
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            fan_in, fan_out = fans(layer)
+            fan_out = fan_in if name.endswith("qkv") else fan_out  # three layers beside each other
+            zero = name.endswith(("conv_2", "out", "last.2"))
+            limit = math.sqrt(6 / (fan_in + fan_out)) * (1e-5 if zero else 1)
+            assert layer.weight.abs().max() <= limit * (1 + 1e-6), name
+            spread = layer.weight.square().mean().sqrt().item()
+            assert spread == pytest.approx(limit / math.sqrt(3), rel=2 / math.sqrt(layer.weight.numel())), name
+            assert not layer.bias.any(), name
+            seen += zero
+    assert seen == 8 + 4 + 1  # second convolutions of residual blocks, projections of attentions, the last one
+
+
+def test_a_fresh_network_of_fan_average_is_all_but_zero():
+    x = randn(2, *SHAPE, dtype=torch.float32)
+    with torch.no_grad():
+        output = UNet(SHAPE, first_weights="fan_average")(x, T)
+    assert 0 < output.abs().max() < 1e-3

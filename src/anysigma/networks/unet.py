@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anysigma.networks.layers import Layers, TimeEmbedding, groups_for, zero_init
+from anysigma.networks.first_weights import FIRST_WEIGHTS
+from anysigma.networks.layers import Layers, TimeEmbedding, groups_for, one_of, zero_init
 
 
 class UNet(nn.Module):
@@ -20,7 +21,8 @@ class UNet(nn.Module):
     epsilon of every GroupNorm (null: `groups_for` of `channels`; DDPM's 32 and 1e-6); `downsample`, `symmetric` (one
     zero on every side) or DDPM's `asymmetric` (right and below alone); `head_dim`, channels of one attention head
     (null: one head, as DDPM); the time embedding's `freq_shift` (0 or 1), `flip_sin_to_cos` and `first_t`, the number
-    it is given for t = 1 (0, as DDPM, or 1). Groups of one channel are deaf to the time.
+    it is given for t = 1 (0, as DDPM, or 1). Groups of one channel are deaf to the time. `first_weights`: `torch`, or
+    DDPM's `fan_average`.
 
     Raises ValueError for a convention that cannot be, groups that do not divide `channels`, a head that does not
     divide those of an attention, and where, without `fit`, H or W cannot be halved so often.
@@ -42,6 +44,7 @@ class UNet(nn.Module):
         freq_shift: int = 1,
         flip_sin_to_cos: bool = False,
         first_t: int = 0,
+        first_weights: str = "torch",
     ):
         super().__init__()
         C, H, W = shape
@@ -57,6 +60,7 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList([layers.residual(top, top), layers.attention(top), layers.residual(top, top)])
         self.up = self._up(skips, levels, blocks + 1)
         self.last = nn.Sequential(layers.norm(bottom), nn.SiLU(), zero_init(nn.Conv2d(bottom, C, 3, padding=1)))
+        FIRST_WEIGHTS[one_of("first_weights", first_weights, FIRST_WEIGHTS)](self)
 
     def _block(self, inputs: int, outputs: int, height: int) -> nn.ModuleList:
         attention = self._layers.attention(outputs) if height in self._attention else nn.Identity()
