@@ -103,7 +103,8 @@ def test_every_yaml_default_is_the_constructors():
 
 
 # Options that exist to differ from the constructor's default.
-DIFFERS = {"decay": ("ema=default",), "flips": ("data=cifar10",)}
+PAPERS = ("channels", "blocks", "attention", "dropout", "fit", "groups", "norm_eps", "downsample", "first_weights")
+DIFFERS = {"decay": ("ema=default",), "flips": ("data=cifar10",), **dict.fromkeys(PAPERS, ("model=unet_ddpm",))}
 
 
 def test_yaml_lists_every_tunable_of_our_own_targets():
@@ -168,7 +169,7 @@ BAD = [
     ("+sead=1", "unknown key sead; did you mean seed?"),
     ("seed=abc", "seed=abc: Value 'abc' of type 'str' could not be converted to Integer"),
     ("sampler.eta=abc", "sampler.eta='abc'"),
-    ("model.channels=40.5", "model.channels=40.5: anysigma.networks.unet.fitted wants int, not float"),
+    ("model.channels=40.5", "model.channels=40.5: anysigma.networks.unet.UNet wants int, not float"),
     ("sampler.eta=2", "η must lie in [0, 1]"),
     ("sampler.eta=-0.1", "η must lie in [0, 1]"),
     ("sampler.steps=0", "sampler.steps=0: at least 1 step is needed"),

@@ -9,7 +9,7 @@ from anysigma.diffusion.parameterizations import Eps
 from anysigma.diffusion.samplers.base import generate
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.tau import Trailing
-from anysigma.networks.unet import fitted
+from anysigma.networks.unet import UNet
 
 # More than 16 values and fewer: torch fills short and long tensors by different code.
 SHAPES = [(2, 1, 1), (3, 5, 7)]
@@ -24,7 +24,7 @@ def draws(ks, shape, seed: int = 0, n: int = 4) -> dict[int, torch.Tensor]:
 
 @pytest.fixture
 def denoiser(process) -> Denoiser:
-    network = randomized(fitted(SHAPE, channels=24, multipliers=(1, 2)), std=0.01).eval()
+    network = randomized(UNet(SHAPE, channels=24, multipliers=(1, 2)), std=0.01).eval()
     x = randn(2, *SHAPE, dtype=torch.float32)
     # Were the network constant, any way of batching would give the same images.
     assert (network(x, torch.tensor([900, 900]))[0] - network(x, torch.tensor([900, 900]))[1]).abs().max() > 0.1

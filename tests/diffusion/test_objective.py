@@ -5,11 +5,11 @@ from conftest import gaussian, mixture, point_mass, randn, randomized
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.objective import LGamma, Simple
 from anysigma.diffusion.parameterizations import Eps
-from anysigma.networks.unet import fitted
+from anysigma.networks.unet import UNet
 
 
 def test_simple_is_the_plain_mean_squared_error_of_each_image(process):
-    network = randomized(fitted((2, 8, 8), channels=24)).eval()
+    network = randomized(UNet((2, 8, 8), channels=24)).eval()
     x_0, eps = randn(5, 2, 8, 8, dtype=torch.float32), randn(5, 2, 8, 8, seed=1, dtype=torch.float32)
     t = torch.tensor([1, 10, 500, 999, 1000])
     alpha = process.schedule.alpha[t].reshape(5, 1, 1, 1)

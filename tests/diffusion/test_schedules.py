@@ -10,7 +10,7 @@ from anysigma.diffusion.parameterizations import Eps
 from anysigma.diffusion.schedules.base import NoiseSchedule, alpha_from_beta
 from anysigma.diffusion.schedules.cosine import Cosine
 from anysigma.diffusion.schedules.linear import Linear
-from anysigma.networks.unet import fitted
+from anysigma.networks.unet import UNet
 
 KINDS = [Linear, Cosine]
 
@@ -75,7 +75,7 @@ def test_alpha_from_beta_is_the_cumulative_product():
 
 @pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.float()])
 def test_casting_a_model_leaves_the_table_alone(cast):
-    denoiser = cast(Denoiser(fitted((1, 8, 8)), GaussianProcess(Linear()), Eps()))
+    denoiser = cast(Denoiser(UNet((1, 8, 8)), GaussianProcess(Linear()), Eps()))
     assert next(denoiser.parameters()).dtype != torch.float64
     assert denoiser.process.schedule.alpha.dtype == torch.float64
     assert denoiser.process.alpha(torch.tensor([1, 1000])).dtype == torch.float64

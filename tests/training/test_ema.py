@@ -6,7 +6,7 @@ from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.parameterizations import Eps
 from anysigma.diffusion.schedules.linear import Linear
-from anysigma.networks.unet import fitted
+from anysigma.networks.unet import UNet
 from anysigma.training.ema import EMA
 
 
@@ -65,6 +65,16 @@ def test_the_decay_warms_up_to_its_value():
     assert ema.decay_at(889) < 0.99 and ema.decay_at(891) == 0.99 and ema.decay_at(10**9) == 0.99
 
 
+def test_without_warmup_the_decay_is_itself_from_the_first_step():
+    source = denoiser(Scalar(1.0))
+    ema = EMA(source, 0.9, warmup=False)
+    assert ema.network.weight.item() == 1.0  # the average starts as the weights
+    set_weight(source, 0.0)
+    for n in range(1, 20):
+        ema.update(source, n - 1)
+        assert ema.network.weight.item() == pytest.approx(0.9**n, abs=1e-12)
+
+
 def test_it_stays_in_evaluation_mode():
     ema = EMA(denoiser().train(), 0.9)
     assert not any(m.training for m in ema.modules())
@@ -102,7 +112,7 @@ def test_a_decay_outside_its_range_is_refused(decay):
 
 
 def test_the_copy_starts_equal_and_goes_its_own_way():
-    source = denoiser(fitted((1, 8, 8), channels=24))
+    source = denoiser(UNet((1, 8, 8), channels=24))
     ema = EMA(source, 0.9)
     before = [p.clone() for p in ema.parameters()]
     assert [n for n, _ in ema.named_parameters()] == [n for n, _ in source.named_parameters()]

@@ -13,6 +13,7 @@ class MLP(nn.Module):
     """(x_t `[B, C, H, W]`, t long `[B]`) → `[B, C, H, W]`: `layers` residual layers of `width`, each told the time.
 
     It sees no neighbourhood: every number of `shape` (C, H, W) is an input of its own. Starts at 0.
+    t is embedded as it is, from 1: there is no other network whose weights it could hold.
     """
 
     def __init__(self, shape: Sequence[int], width: int = 128, layers: int = 3):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anysigma.networks.layers import Attention, ResidualBlock, TimeEmbedding, norm, zero_init
+from anysigma.networks.first_weights import FIRST_WEIGHTS
+from anysigma.networks.layers import Layers, TimeEmbedding, groups_for, one_of, zero_init
 
 
 class UNet(nn.Module):
@@ -14,37 +15,56 @@ class UNet(nn.Module):
 
     `shape` (C, H, W); `channels` at full resolution, times `multipliers` level by level, each level half the size of
     the one before; `blocks` residual blocks a level; self-attention at the levels whose height is in `attention`
-    and in the middle. Raises ValueError where H or W cannot be halved so often.
+    and in the middle; with `fit` as many multipliers are used as H and W can be halved, so that any shape will do.
+
+    Conventions in which U-Nets of this form differ, for weights to be exchanged: `groups` and `norm_eps`, number and
+    epsilon of every GroupNorm (null: `groups_for` of `channels`; DDPM's 32 and 1e-6); `downsample`, `symmetric` (one
+    zero on every side) or DDPM's `asymmetric` (right and below alone); `head_dim`, channels of one attention head
+    (null: one head, as DDPM); the time embedding's `freq_shift` (0 or 1), `flip_sin_to_cos` and `first_t`, the number
+    it is given for t = 1 (0, as DDPM, or 1). Groups of one channel are deaf to the time. `first_weights`: `torch`, or
+    DDPM's `fan_average`.
+
+    Raises ValueError for a convention that cannot be, groups that do not divide `channels`, a head that does not
+    divide those of an attention, and where, without `fit`, H or W cannot be halved so often.
     """
 
     def __init__(
         self,
         shape: Sequence[int],
-        channels: int = 128,
+        channels: int = 40,
         multipliers: Sequence[int] = (1, 2, 2, 2),
-        blocks: int = 2,
-        attention: Sequence[int] = (16,),
-        dropout: float = 0.1,
+        blocks: int = 1,
+        attention: Sequence[int] = (4,),
+        dropout: float = 0.0,
+        fit: bool = True,
+        groups: int | None = None,
+        norm_eps: float = 1e-5,
+        downsample: str = "symmetric",
+        head_dim: int | None = None,
+        freq_shift: int = 1,
+        flip_sin_to_cos: bool = False,
+        first_t: int = 0,
+        first_weights: str = "torch",
     ):
         super().__init__()
         C, H, W = shape
-        check_strides(H, W, len(multipliers) - 1)
-        levels = [(channels * m, H >> level) for level, m in enumerate(multipliers)]
+        most = len(multipliers) - 1
+        strides = halvings(H, W, most) if fit else checked(H, W, most)
+        levels = [(channels * m, H >> level) for level, m in enumerate(multipliers[: strides + 1])]
         bottom, top = levels[0][0], levels[-1][0]
-        self._attention, self._dropout, self._time_dim = tuple(attention), dropout, 4 * channels
-        self.time = TimeEmbedding(channels, self._time_dim)
+        self._layers = layers = Layers(4 * channels, dropout, groups_for(channels, groups), norm_eps, head_dim, downsample)
+        self._attention = tuple(attention)
+        self.time = TimeEmbedding(channels, 4 * channels, freq_shift, flip_sin_to_cos, first_t)
         self.first = nn.Conv2d(C, channels, 3, padding=1)
         self.down, skips = self._down(channels, levels, blocks)
-        self.middle = nn.ModuleList([self._residual(top, top), Attention(top), self._residual(top, top)])
+        self.middle = nn.ModuleList([layers.residual(top, top), layers.attention(top), layers.residual(top, top)])
         self.up = self._up(skips, levels, blocks + 1)
-        self.last = nn.Sequential(norm(bottom), nn.SiLU(), zero_init(nn.Conv2d(bottom, C, 3, padding=1)))
-
-    def _residual(self, inputs: int, outputs: int) -> ResidualBlock:
-        return ResidualBlock(inputs, outputs, self._time_dim, self._dropout)
+        self.last = nn.Sequential(layers.norm(bottom), nn.SiLU(), zero_init(nn.Conv2d(bottom, C, 3, padding=1)))
+        FIRST_WEIGHTS[one_of("first_weights", first_weights, FIRST_WEIGHTS)](self)
 
     def _block(self, inputs: int, outputs: int, height: int) -> nn.ModuleList:
-        attention = Attention(outputs) if height in self._attention else nn.Identity()
-        return nn.ModuleList([self._residual(inputs, outputs), attention])
+        attention = self._layers.attention(outputs) if height in self._attention else nn.Identity()
+        return nn.ModuleList([self._layers.residual(inputs, outputs), attention])
 
     def _down(self, channels: int, levels: list[tuple[int, int]], blocks: int) -> tuple[nn.ModuleList, list[int]]:
         """The way down, and the widths of what the way up will be handed."""
@@ -55,7 +75,7 @@ class UNet(nn.Module):
                 down[-1].append(self._block(skips[-1], width, height))
                 skips.append(width)
             if number < len(levels) - 1:
-                down[-1].append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                down[-1].append(self._layers.half(width))
                 skips.append(width)
         return down, skips
 
@@ -90,10 +110,11 @@ class UNet(nn.Module):
         return self.last(h)
 
 
-def check_strides(H: int, W: int, halvings: int) -> None:
-    """Raises ValueError unless H and W can be halved `halvings` times."""
+def checked(H: int, W: int, halvings: int) -> int:
+    """`halvings`; raises ValueError unless H and W can be halved so often."""
     if H % 2**halvings or W % 2**halvings:
         raise ValueError(f"the network halves its input {halvings} times: {H}x{W} must be divisible by {2**halvings}")
+    return halvings
 
 
 def halvings(H: int, W: int, most: int) -> int:
@@ -102,16 +123,3 @@ def halvings(H: int, W: int, most: int) -> int:
     while count < most and H % 2 == W % 2 == 0 and min(H, W) >= 8:
         H, W, count = H // 2, W // 2, count + 1
     return count
-
-
-def fitted(
-    shape: Sequence[int],
-    channels: int = 40,
-    multipliers: Sequence[int] = (1, 2, 2, 2),
-    blocks: int = 1,
-    attention: Sequence[int] = (4,),
-    dropout: float = 0.0,
-) -> UNet:
-    """A `UNet` with as many of `multipliers` as the shape can be halved: one that fits any C, H, W."""
-    levels = 1 + halvings(shape[1], shape[2], len(multipliers) - 1)
-    return UNet(shape, channels, tuple(multipliers)[:levels], blocks, attention, dropout)

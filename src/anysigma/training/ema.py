@@ -11,15 +11,16 @@ from anysigma.diffusion.denoiser import Denoiser
 class EMA(Denoiser):
     """A denoiser whose weights are an exponential moving average of another's; always in evaluation mode.
 
-    `decay` in [0, 1): at optimiser step k (from 0) it is min(decay, (1+k)/(10+k)), so that the random start is soon
-    forgotten. Buffers are copied. Raises ValueError for a decay outside [0, 1).
+    `decay` in [0, 1); with `warmup` it is min(decay, (1+k)/(10+k)) at optimiser step k (from 0), so that the random
+    start is soon forgotten, without it `decay` from the first step on, as in DDPM. The average starts as the weights.
+    Buffers are copied. Raises ValueError for a decay outside [0, 1).
     """
 
-    def __init__(self, denoiser: Denoiser, decay: float = 0.9999):
+    def __init__(self, denoiser: Denoiser, decay: float = 0.9999, warmup: bool = True):
         super().__init__(copy.deepcopy(denoiser.network), denoiser.process, denoiser.parameterization)
         if not 0 <= decay < 1:
             raise ValueError(f"ema.decay={decay}: must lie in [0, 1)")
-        self.decay = decay
+        self.decay, self.warmup = decay, warmup
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
@@ -27,8 +28,8 @@ class EMA(Denoiser):
         return super().train(False)
 
     def decay_at(self, k: int) -> float:
-        """min(decay, (1+k)/(10+k)) for the k-th step from 0."""
-        return min(self.decay, (1 + k) / (10 + k))
+        """min(decay, (1+k)/(10+k)) for the k-th step from 0; without `warmup` the decay itself."""
+        return min(self.decay, (1 + k) / (10 + k)) if self.warmup else self.decay
 
     @torch.no_grad()
     def update(self, denoiser: Denoiser, k: int) -> None:
