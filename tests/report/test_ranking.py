@@ -21,7 +21,7 @@ def written(folder, *figures, metric="fd_digits", card=None, **content):
         row = {"study": "fidelity", "metric": metric, "value": value, "error": error, "floor": 8.0, "floor_sd": 1.0}
         rows.append({**row, "n": 100, "params": params, "card": str(i)})
     folder.mkdir(parents=True, exist_ok=True)
-    known = {"format": 1, "cards": cards, "rows": rows, "sections": []}
+    known = {"format": 2, "cards": cards, "rows": rows, "sections": []}
     (folder / "results.json").write_text(json.dumps({**known, **content}))
     return str(folder)
 
@@ -97,7 +97,7 @@ def test_collect_finds_files_folders_and_globs_and_passes_over_trainings(tmp_pat
     a = written(tmp_path / "x" / "a", (1.0, 0.1, {}))
     written(tmp_path / "x" / "b", (1.0, 0.1, {}))
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "results.json").write_text('{"format": 1, "step": 3, "lines": []}')
+    (tmp_path / "train" / "results.json").write_text('{"format": 2, "step": 3, "lines": []}')
     assert len(collect(a)) == len(collect(f"{a}/results.json")) == 1
     assert len(collect(str(tmp_path))) == len(collect(str(tmp_path / "*"))) == len(collect([a, str(tmp_path)])) == 2
     for nothing in (tmp_path / "train", tmp_path / "missing", tmp_path / "y*"):

@@ -136,7 +136,7 @@ class TrainingJob:
     def _write(self, trainer: Trainer, folder: Path, result: Result, step: int) -> None:
         paths = save_pictures(result, folder / "samples")
         for logger in trainer.loggers:
-            logger.log_metrics({f"final/{row['metric']}": row["value"] for row in result.rows}, step=step)
+            logger.log_metrics({f"final/{row.metric}": row.value for row in result.rows}, step=step)
             if hasattr(logger, "log_final"):
                 logger.log_final(result, step=step)
         write_results(folder / "results.json", [result], step=step, lines=result.lines, pictures=[str(p) for p in paths])
