@@ -103,7 +103,7 @@ def test_several_evaluations_are_ranked_and_drawn_against_S(pages):
     text = pages[1].read_text()
     assert "2 runs compared" in text
     assert "Side by side" in text
-    assert "fd_digits against the number of steps S" in text
+    assert "Fréchet distance in digits features against the number of steps S" in text
     assert "another, η = 1" in text
     assert "not ranked" not in text
 

@@ -3,8 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class Row:
         if self.better not in (-1, 0, 1):
             raise ValueError(f"{self.metric}: better={self.better}: -1 (lower is), 0 (neither) or 1 (higher is)")
         self.label = self.label or re.sub(r"(?<=[a-z]{2})_", " ", self.metric)
+
+    @property
+    def name(self) -> str:
+        """The metric in words: Fréchet distance in digits features."""
+        return f"{self.label} in {self.features} features" if self.features else self.label
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,15 @@ def read_results(path: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: no results.json of ours ({error})") from None
     if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: format {results.get('format') if isinstance(results, dict) else '?'}, this version reads {FORMAT}"
-        )
+        found = results.get("format") if isinstance(results, dict) else "?"
+        again = "measure again: remove the file and repeat the command that made it"
+        raise ValueError(f"{path}: format {found}, this version reads {FORMAT}; {again}")
     return results
+
+
+def rows_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
+    """The rows of a results.json, each with its study and its whole card."""
+    names = {one.name for one in fields(Row)}
+    for row in content["rows"]:
+        known = {name: value for name, value in row.items() if name in names}
+        yield row["study"], Row(**{**known, "card": content["cards"].get(row["card"], {})})
