@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from anysigma.report.figures import better, collect, number, phrase, run_of
+from anysigma.report.figures import collect, figures, number, phrase, run_of
 from anysigma.report.ranking import compare
+from anysigma.report.results import Result, Row, rows_of, write_results
 
 CARD = {
     "checkpoint": "logs/train/a/checkpoints/last.ckpt", "step": 100, "weights": "ema 0.99", "weights_sha256": "00",
@@ -12,16 +14,16 @@ CARD = {
 PARAMS = {"sampler": "Generalized", "S": 10, "sigma": "Eta(eta=0.0)", "tau": "Uniform()", "clip": True}
 
 
-def written(folder, *figures, metric="fd_digits", card=None, **content):
+def written(folder, *figures, metric="fd_digits", better=-1, card=None, **content):
     """results.json with a row for each (value, error, params that differ)."""
-    rows, cards = [], {}
-    for i, (value, error, params) in enumerate(figures):
+    rows = []
+    for value, error, params in figures:
         params = {**PARAMS, **params}
-        cards[str(i)] = {**CARD, **params, **(card or {})}
-        row = {"study": "fidelity", "metric": metric, "value": value, "error": error, "floor": 8.0, "floor_sd": 1.0}
-        rows.append({**row, "n": 100, "params": params, "card": str(i)})
+        facts = {"better": better, "floor": 8.0, "floor_sd": 1.0, "card": {**params, **(card or {})}}
+        rows.append(Row(metric, value, error, 100, params, **facts))
     folder.mkdir(parents=True, exist_ok=True)
-    known = {"format": 1, "cards": cards, "rows": rows, "sections": []}
+    write_results(folder / "results.json", [Result("fidelity", rows=rows, card=CARD)])
+    known = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps({**known, **content}))
     return str(folder)
 
@@ -43,8 +45,8 @@ def test_the_best_comes_first_and_what_cannot_be_told_apart_says_so(tmp_path):
 
 
 def test_higher_is_better_for_precision(tmp_path):
-    a = written(tmp_path / "a", (0.2, 0.01, {}), metric="precision_digits")
-    b = written(tmp_path / "b", (0.7, 0.01, {}), metric="precision_digits")
+    a = written(tmp_path / "a", (0.2, 0.01, {}), metric="precision_digits", better=1)
+    b = written(tmp_path / "b", (0.7, 0.01, {}), metric="precision_digits", better=1)
     assert [line[1] for line in lines(compare([a, b]))[2:4]] == ["b", "a"]
 
 
@@ -86,18 +88,48 @@ def test_nothing_in_common_or_one_alone_is_one_line(tmp_path):
         compare([a])
 
 
-def test_a_metric_that_nobody_knows_is_listed_and_not_ranked(tmp_path):
-    a, b = written(tmp_path / "a", (9.0, 1.0, {}), metric="C"), written(tmp_path / "b", (1.0, 1.0, {}), metric="C")
+def test_a_metric_of_which_neither_way_is_better_is_listed_and_not_ranked(tmp_path):
+    a, b = (written(tmp_path / name, (value, 1.0, {}), better=0) for name, value in (("a", 9.0), ("b", 1.0)))
     text = compare([a, b])
     assert "not ranked" in text
     assert [line[1] for line in lines(text)[2:4]] == ["a", "b"]
+
+
+def test_two_that_disagree_which_way_is_better_are_refused_in_one_line(tmp_path):
+    a = written(tmp_path / "a", (9.0, 1.0, {}))
+    b = written(tmp_path / "b", (1.0, 1.0, {}), better=1)
+    for refused in (lambda: compare([a, b]), lambda: figures(collect([a, b]))):
+        with pytest.raises(
+            ValueError, match=r"fidelity fd_digits: lower is better in .*/a/.*, higher is better in"
+        ) as error:
+            refused()
+        assert "\n" not in str(error.value)
+
+
+def test_a_row_comes_back_from_results_json_with_its_whole_card(tmp_path):
+    row = Row("wobble", 1.5, 0.5, 3, {"S": 2}, 1, 0.25, 0.125, "Wobbliness", "digits", {"S": 2})
+    write_results(tmp_path / "results.json", [Result("new", rows=[row], card={"n": 3})])
+    ((_, content),) = collect(str(tmp_path))
+    assert content["format"] == 2
+    assert list(rows_of(content)) == [("new", replace(row, card={"n": 3, "S": 2}))]
+    assert row.name == "Wobbliness in digits features"
+    assert Row("images_per_second", 1.0).name == "images per second"
+    with pytest.raises(ValueError, match="wobble: better=2"):
+        Row("wobble", 1.0, better=2)
+
+
+def test_an_older_format_is_refused_with_what_to_do(tmp_path):
+    written(tmp_path, (9.0, 1.0, {}), format=1)
+    with pytest.raises(ValueError, match=r"results\.json: format 1, this version reads 2; measure again: ") as error:
+        collect(str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_collect_finds_files_folders_and_globs_and_passes_over_trainings(tmp_path):
     a = written(tmp_path / "x" / "a", (1.0, 0.1, {}))
     written(tmp_path / "x" / "b", (1.0, 0.1, {}))
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "results.json").write_text('{"format": 1, "step": 3, "lines": []}')
+    (tmp_path / "train" / "results.json").write_text('{"format": 2, "step": 3, "lines": []}')
     assert len(collect(a)) == len(collect(f"{a}/results.json")) == 1
     assert len(collect(str(tmp_path))) == len(collect(str(tmp_path / "*"))) == len(collect([a, str(tmp_path)])) == 2
     for nothing in (tmp_path / "train", tmp_path / "missing", tmp_path / "y*"):
@@ -124,5 +156,3 @@ def test_names_as_a_person_reads_them():
     assert phrase({"sigma": "SigmaHat()", "clip": False}) == "σ̂, not clipped"
     assert run_of("logs/train/a/checkpoints/last.ckpt") == "a"
     assert run_of("logs/train/a/checkpoints/best.ckpt") == "a/best"
-    names = ("fd_digits", "fid", "kid_digits", "reconstruction_mse", "bits/dim", "precision_digits", "inception_score", "C")
-    assert [better(name) for name in names] == [-1, -1, -1, -1, -1, 1, 1, 0]

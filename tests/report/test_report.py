@@ -8,7 +8,7 @@ from browser import chromium, needs_chromium
 
 from anysigma.report.page import collect, page, write_report
 from anysigma.report.plots import Curve, Plot
-from anysigma.report.results import Result, Table, save_pictures, write_results
+from anysigma.report.results import Result, Row, Table, save_pictures, write_results
 
 ETAS, STEPS = (0.0, 1.0), (10, 20, 50)
 NASTY = '<img src="http://example.org/x.png" onerror="alert(1)"> & x_T'
@@ -22,8 +22,8 @@ def evaluated(folder, run="digits-unet-69df004f", shift=0.0):
     for eta in ETAS:
         for S in STEPS:
             params = {"sampler": "Generalized", "S": S, "sigma": f"Eta(eta={eta})", "tau": "Uniform()", "clip": True}
-            row = {"study": "table", "metric": "fd_digits", "value": 100 / S + eta + shift, "error": 0.5, "n": 100}
-            rows.append({**row, "floor": 2.0, "floor_sd": 0.1, "params": params, "card": params})
+            facts = {"better": -1, "label": "Fréchet distance", "features": "digits", "floor": 2.0, "floor_sd": 0.1}
+            rows.append(Row("fd_digits", 100 / S + eta + shift, 0.5, 100, params, card=params, **facts))
     plot = Plot(NASTY, "S", "fd", [Curve("η = 0", STEPS, [3, 2, 1], [0.1] * 3), Curve(NASTY, STEPS, [4, 3, 2])], log_x=True)
     grid = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     table = Table(NASTY, ["σ", *(f"S = {S}, and quite a long heading" for S in STEPS)], [["η = 0", "3", "2", "1"]], NASTY)
@@ -103,7 +103,7 @@ def test_several_evaluations_are_ranked_and_drawn_against_S(pages):
     text = pages[1].read_text()
     assert "2 runs compared" in text
     assert "Side by side" in text
-    assert "fd_digits against the number of steps S" in text
+    assert "Fréchet distance in digits features against the number of steps S" in text
     assert "another, η = 1" in text
     assert "not ranked" not in text
 

@@ -7,7 +7,7 @@ import pytest
 
 from anysigma.evaluation.record import Record
 from anysigma.report.plots import Curve, Plot
-from anysigma.report.results import Result, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.all import All, results_of
 
 
@@ -19,9 +19,8 @@ class Finds:
 
     def run(self, model, sampler, data, features, folder):
         self.seen.append((self.name, (folder / "results.json").exists()))
-        row = {"study": self.name, "metric": "m", "value": 1.0, "error": None, "floor": None, "n": 1, "params": {"S": 2}}
         return Result(
-            self.name, rows=[{**row, "card": {"S": 2}}], card={"n": 1},
+            self.name, rows=[Row("m", 1.0, n=1, params={"S": 2}, card={"S": 2})], card={"n": 1},
             pictures={self.name: np.zeros((3, 4, 4, 3), np.uint8)},
             plots={f"{self.name}_plot": Plot("c", "x", "y", [Curve("l", [1, 2], [1.0, 2.0])])},
             tables=[Table("t", ["a", "bb"], [["1", "2"]], "note")], lines=[f"{self.name} said"],

@@ -187,7 +187,7 @@ def model_of(q, spread=0.3, parameterization=None, shape=(1, 2, 2)):
 
 
 def values(result):
-    return {row["metric"]: (row["value"], row["error"]) for row in result.rows}
+    return {row.metric: (row.value, row.error) for row in result.rows}
 
 
 def perfect(q, v, rule):

@@ -48,7 +48,7 @@ def test_speed_gives_both_figures_at_every_s_that_t_allows():
     model = Model(denoiser, (1, 2, 2), {"precision": "32-true"})
     study = Speed(steps=[2, 5, 50], repeats=2, block=4, seed=0)
     result = study.run(model, Generalized(5, Eta(0.0), Uniform(), False), None, None, None)
-    values = {(row["metric"], row["params"]["S"]): row["value"] for row in result.rows}
+    values = {(row.metric, row.params["S"]): row.value for row in result.rows}
     assert values.keys() == {(m, S) for m in ("seconds_per_image", "images_per_second") for S in (2, 5)}
     assert all(value > 0 for value in values.values())
     assert result.card["threads"] == torch.get_num_threads() and result.card["device"] == "cpu"

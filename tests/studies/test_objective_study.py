@@ -55,7 +55,7 @@ def run(denoiser, n=400, **changes):
 
 
 def figures(result):
-    return {(r["params"]["network"], r["params"]["eta"], r["metric"]): (r["value"], r["error"]) for r in result.rows}
+    return {(r.params["network"], r.params["eta"], r.metric): (r.value, r.error) for r in result.rows}
 
 
 @pytest.mark.parametrize("build", [exact, wrong])
@@ -87,7 +87,7 @@ def test_the_difference_is_c_for_every_network_and_sigma(schedule, build):
 @pytest.mark.parametrize("parameterization", [X0(), V()], ids=["x0", "v"])
 def test_no_signal_at_T_is_served(parameterization):
     result = run(wrong(GaussianProcess(ZeroTerminalSNR(Linear(20))), parameterization), n=100)
-    assert all(math.isfinite(row["value"]) for row in result.rows)
+    assert all(math.isfinite(row.value) for row in result.rows)
     assert all(abs(float(row[-1])) < 3.5 for row in result.tables[0].rows)
 
 
@@ -147,7 +147,7 @@ def test_what_is_shown():
     result = run(exact(GaussianProcess(Linear(10))), n=20)
     assert len(result.tables[0].rows) == 6 and len(result.rows) == 24
     first, second, line = result.plots["objective"].curves
-    assert len(first.x) == len(second.x) == 3 and line.y[0] == line.y[1] == pytest.approx(result.rows[3]["value"])
+    assert len(first.x) == len(second.x) == 3 and line.y[0] == line.y[1] == pytest.approx(result.rows[3].value)
     assert result.card["n"] == 20 and result.card["step"] == 1
 
 

@@ -42,9 +42,7 @@ def test_tables_hold_ddpms_numbers():
     assert float(cells(result, "γ_t of elbo")["linear"][2]) == pytest.approx(
         beta**2 / (2 * tilde * 0.98 * (1 - bar)), rel=1e-3
     )
-    assert {row["params"]["schedule"]: row["value"] for row in result.rows}["linear"] == pytest.approx(
-        4.0358e-05**0.5, rel=1e-4
-    )
+    assert {row.params["schedule"]: row.value for row in result.rows}["linear"] == pytest.approx(4.0358e-05**0.5, rel=1e-4)
     assert cells(result, "α_t")["cosine"][0] == f"{Cosine(T=10).alpha[1].item():.4g}"  # t is at least 1
 
 
@@ -62,7 +60,7 @@ def test_plots_hold_every_t_and_leave_out_what_no_axis_can_show():
 def test_a_checkpoints_own_schedule_is_added():
     denoiser = SimpleNamespace(process=GaussianProcess(Cosine(40)))
     result = run(Model(denoiser, (1, 2, 2), {"step": 7}), linear=Linear())
-    assert [row["params"]["schedule"] for row in result.rows] == ["linear", "this run's"] and result.card == {"step": 7}
+    assert [row.params["schedule"] for row in result.rows] == ["linear", "this run's"] and result.card == {"step": 7}
     assert result.plots["schedule_alpha"].curves[1].label == "this run's"
 
 

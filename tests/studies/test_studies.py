@@ -47,8 +47,8 @@ def images(n, seed=0):
 
 
 def value(result, metric, **params):
-    [row] = [r for r in result.rows if r["metric"] == metric and params.items() <= r["params"].items()]
-    return row["value"]
+    [row] = [r for r in result.rows if r.metric == metric and params.items() <= r.params.items()]
+    return row.value
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_the_reconstruction_study_measures_the_held_out_images(process, recwarn)
     model = model_of(gaussian(process, torch.full(SHAPE, m), v))
     noisy = Generalized(50, SigmaHat(), Uniform(), True)
     result = study.run(model, noisy, data_of(held_out), None, None)
-    assert [row["params"]["S"] for row in result.rows] == [10, 20] and result.rows[0]["n"] == 5
+    assert [row.params["S"] for row in result.rows] == [10, 20] and result.rows[0].n == 5
     alpha, x_0 = process.schedule.alpha.tolist(), from_uint8(held_out[:5]).double()
     for S in (10, 20):
         tau = [t for t, _ in reversed(variant(noisy, steps=S).pairs(1000))]
@@ -260,7 +260,7 @@ def test_one_step_is_the_mean_and_the_amplified_error(process, parameterization,
     wrong = Denoiser(Off(exact.network, by), q, parameterization)
     result = study.run(model_of(wrong), SAMPLER, data_of(images(16), train), None, None)
     assert value(result, "one_step_rmse_to_mean") == pytest.approx(amplified, rel=0.02)
-    assert all(math.isfinite(row["value"]) for row in result.rows)
+    assert all(math.isfinite(row.value) for row in result.rows)
     assert result.card["tau"] == "Explicit(values=(1000,))" and result.card["S"] == 1
 
 
@@ -300,7 +300,7 @@ def test_the_optimal_denoiser_of_few_points_gives_them_back(process):
     for eta in (0.0, 1.0):
         assert value(result, "distance_to_known_point", denoiser="optimal, 8 points", eta=eta) < 0.01
         assert value(result, "distance_to_ring", denoiser="network", eta=eta) > 0.05
-    floors = {row["floor"] for row in result.rows if row["metric"] == "distance_to_ring"}
+    floors = {row.floor for row in result.rows if row.metric == "distance_to_ring"}
     # E|N(0, 0.02²)|, with a little more from rounding to 256 levels
     assert len(floors) == 1 and floors.pop() == pytest.approx(0.02 * math.sqrt(2 / math.pi), rel=0.05)
     assert {name: picture.shape[2] for name, picture in result.pictures.items()} == dict.fromkeys(

@@ -9,6 +9,7 @@ import pytest
 
 from anysigma.diffusion.samplers.sigma import Eta, SigmaHat
 from anysigma.diffusion.samplers.tau import Uniform
+from anysigma.report.results import Row
 from anysigma.studies.table import PAPER, SamplerTable, change, paper_cells, paper_change
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +37,9 @@ def test_full_adds_all_steps_and_no_s_exceeds_t():
 
 
 def test_a_change_is_marked_only_where_it_exceeds_two_errors_of_the_difference():
-    one, near, far = ({"value": v, "error": 0.3} for v in (10.0, 10.8, 10.9))
+    one, near, far = (Row("fd_digits", v, 0.3) for v in (10.0, 10.8, 10.9))
     assert change(near, one) == "+8 %" and change(far, one) == "+9 %*" and change(one, one) == "–"
-    assert change({"value": 5.0, "error": None}, one) == "-50 %"
+    assert change(Row("fd_digits", 5.0), one) == "-50 %"
 
 
 def test_the_papers_figures_stand_at_their_s():

@@ -15,7 +15,7 @@ from test_training import train_here
 
 from anysigma.compose.config import build
 from anysigma.report.plots import Curve, Plot
-from anysigma.report.results import Result
+from anysigma.report.results import Result, Row
 
 pytest.importorskip("tensorboard", reason="an extra: pip install tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -32,7 +32,7 @@ class OneRow:
     block, seed = 64, 0
 
     def run(self, *_):
-        row = {"study": "fidelity", "metric": "fd_digits", "value": NUMBER, "error": None, "floor": 1.0, "n": 3}
+        row = Row("fd_digits", NUMBER, n=3, better=-1, floor=1.0)
         return Result("fidelity", rows=[row], pictures={"grid": PICTURE, "film": FILM}, plots={"curve": PLOT})
 
 

@@ -1,7 +1,7 @@
 """Fréchet distances: reported by torch-fidelity, monitored by torchmetrics, in features named for what they are."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -38,12 +38,21 @@ class Vectors(Dataset):
         return self.vectors[index]
 
 
-# torch-fidelity's names for what it returns, and ours, to which the features' name is added.
+class Measure(NamedTuple):
+    """What a figure is: its name, whether lower (-1) or higher (1) is better, its name in words, the features' name."""
+
+    metric: str
+    better: int
+    label: str
+    features: str
+
+
+# torch-fidelity's names for what it returns, and ours, to which the features' name is added; which way is better.
 NAMES = {
-    "kernel_inception_distance_mean": "kid",
-    "precision": "precision",
-    "recall": "recall",
-    "inception_score_mean": "inception_score",
+    "kernel_inception_distance_mean": ("kid", -1, "KID"),
+    "precision": ("precision", 1, "Precision"),
+    "recall": ("recall", 1, "Recall"),
+    "inception_score_mean": ("inception_score", 1, "Inception Score"),
 }
 
 
@@ -57,7 +66,7 @@ def frechet(generated: Tensor, reference: Tensor, features: Features) -> float:
     return calculate(generated, reference, features, fid=True)["frechet_inception_distance"]
 
 
-def measures(generated: Tensor, reference: Tensor, features: Features) -> dict[str, float]:
+def measures(generated: Tensor, reference: Tensor, features: Features) -> dict[Measure, float]:
     """The distance and, in the same features, KID, precision and recall; Inception Score where they have logits.
 
     Both sets are feature vectors. One extractor serves all: torch-fidelity alone would take VGG16 for precision and
@@ -68,8 +77,12 @@ def measures(generated: Tensor, reference: Tensor, features: Features) -> dict[s
     n = min(len(generated), len(reference))
     found = calculate(generated, reference, features, **wanted, kid_subset_size=min(1000, n))
     found |= calculate(at_most(generated, n), at_most(reference, n), features, prc=True, prc_batch_size=1000)
-    others = {f"{ours}_{features.name}": found[theirs] for theirs, ours in NAMES.items() if theirs in found}
-    return {features.metric: found["frechet_inception_distance"], **others}
+    label = "FID" if features.metric == "fid" else "Fréchet distance"
+    measured = {Measure(features.metric, -1, label, features.name): found["frechet_inception_distance"]}
+    for theirs, (ours, better, label) in NAMES.items():
+        if theirs in found:
+            measured[Measure(f"{ours}_{features.name}", better, label, features.name)] = found[theirs]
+    return measured
 
 
 def at_most(rows: Tensor, n: int) -> Tensor:

@@ -3,34 +3,33 @@
 import glob
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anysigma.report.results import read_results
+from anysigma.report.results import Row, read_results, rows_of
 
 Collected = Sequence[tuple[Path, dict[str, Any]]]
+Kind = tuple[str, str]
 
-# Words of a metric's name (fd_digits, bits/dim, images_per_second) that say which way is better.
-LOWER = {"fd", "fid", "kid", "mse", "bits", "nll", "seconds"}
-HIGHER = {"precision", "recall", "inception", "isc", "second"}
+WAYS = {-1: "lower is better", 0: "which way is better is not known", 1: "higher is better"}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of a results.json; `setting`: its card and its params, nested names joined by dots."""
+    """One row of a results.json; `setting`: its card and its params, nested names joined by dots, as in row.params."""
 
     path: Path
     study: str
     title: str
-    metric: str
-    value: float | None
-    error: float | None
-    floor: float | None
-    floor_sd: float | None
+    row: Row
     setting: dict[str, Any]
-    params: dict[str, Any]
+
+    @property
+    def kind(self) -> Kind:
+        """(study, metric): figures of one kind are of the same thing."""
+        return self.study, self.row.metric
 
     @property
     def run(self) -> str:
@@ -65,15 +64,26 @@ def _below(place: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
 
 
 def figures(collected: Collected) -> list[Figure]:
-    """All rows of all files, in their order."""
-    return [_figure(path, row, content) for path, content in collected for row in content["rows"]]
+    """All rows of all files, in their order. Raises ValueError where they disagree, see `agreed`."""
+    return agreed([figure for path, content in collected for figure in _figures(path, content)])
 
 
-def _figure(path: Path, row: dict[str, Any], content: dict[str, Any]) -> Figure:
-    setting = flat({**content["cards"].get(row["card"], {}), **row.get("params", {})})
-    title = next((titled(one) for one in content["sections"] if one["study"] == row["study"]), titled(row))
-    numbers = {name: row.get(name) for name in ("value", "error", "floor", "floor_sd")}
-    return Figure(path, row["study"], title, row["metric"], setting=setting, params=flat(row.get("params", {})), **numbers)
+def _figures(path: Path, content: dict[str, Any]) -> Iterator[Figure]:
+    titles = {one["study"]: titled(one) for one in reversed(content["sections"])}
+    for study, row in rows_of(content):
+        setting, row = flat({**row.card, **row.params}), replace(row, params=flat(row.params))
+        yield Figure(path, study, titles.get(study) or titled({"study": study}), row, setting)
+
+
+def agreed(found: Sequence[Figure]) -> Sequence[Figure]:
+    """The figures as they came. Raises ValueError where two of a kind say that other values are better."""
+    known: dict[Kind, Figure] = {}
+    for figure in found:
+        first = known.setdefault(figure.kind, figure)
+        if first.row.better != figure.row.better:
+            ways = f"{WAYS[first.row.better]} in {first.path}, {WAYS[figure.row.better]} in {figure.path}"
+            raise ValueError(f"{' '.join(figure.kind)}: {ways}; measure one of them again")
+    return found
 
 
 def titled(section: Mapping[str, Any]) -> str:
@@ -104,12 +114,6 @@ def run_of(checkpoint: str | None) -> str:
     return run if path.stem == "last" and run else f"{run}/{path.stem}".strip("/")
 
 
-def better(metric: str) -> int:
-    """-1 where lower is better, +1 where higher is, 0 where the name does not tell."""
-    words = set(re.split(r"[^a-z]+", metric.lower()))
-    return -1 if words & LOWER else 1 if words & HIGHER else 0
-
-
 def number(value: float | None, error: float | None = None) -> str:
     """`867.9 ± 3.6`: two figures of the error, four of a value without one; `1.99e-06 ± 3e-08` where it is small."""
     if value is None or not math.isfinite(value):
@@ -121,6 +125,11 @@ def number(value: float | None, error: float | None = None) -> str:
     digits = max(0, (1 if known else 3) - math.floor(math.log10(scale))) if scale else 0
     digits = min(digits, 6)
     return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if known else "")
+
+
+def written(row: Row) -> list[str]:
+    """Value ± standard error, floor ± spread."""
+    return [number(row.value, row.error), number(row.floor, row.floor_sd)]
 
 
 def said(name: str, value: Any) -> str:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anysigma.report.figures import Figure, better, collect, figures, number, said, varying
+from anysigma.report.figures import WAYS, Figure, Kind, agreed, collect, figures, said, varying, written
 from anysigma.report.results import Table
 
 # What one compares. Every other line of the card is the protocol and has to agree.
 FREE = ("checkpoint", "step", "schedule", "weights_sha256", "sampler", "S", "sigma", "eta")
 HIDDEN = ("weights_sha256", "schedule", "checkpoint")
-Kind = tuple[str, str]
 
 
 def compare(paths: Sequence[str], across: Sequence[str] = ()) -> str:
@@ -54,9 +53,10 @@ def _sources(paths: Sequence[str]) -> dict[str, dict[Kind, list[Figure]]]:
     for path, name in zip(paths, names(paths), strict=True):
         found = defaultdict(list)
         for figure in figures(collect(path)):
-            if figure.value is not None:
-                found[figure.study, figure.metric].append(figure)
+            if figure.row.value is not None:
+                found[figure.kind].append(figure)
         sources[name] = found
+    agreed([figure for found in sources.values() for some in found.values() for figure in some])
     return sources
 
 
@@ -82,7 +82,7 @@ def _ranked(kind: Kind, sources: dict[str, list[Figure]], across: tuple[str, ...
     left_out = sum(map(len, by_protocol.values())) - sum(map(len, whole))
     notes = [f"{left_out} more without a counterpart of the same protocol are left out."] if left_out else []
     notes += [f"Ranked across {', '.join(across)}."] if across else []
-    return [ranking(kind, group, notes) for group in whole]
+    return [ranking(group, notes) for group in whole]
 
 
 def _refusal(kind: Kind, sources: dict[str, list[Figure]], across: tuple[str, ...]) -> str:
@@ -102,34 +102,35 @@ def _refusal(kind: Kind, sources: dict[str, list[Figure]], across: tuple[str, ..
     )
 
 
-def ranking(kind: Kind, group: Sequence[tuple[str, Figure]], notes: Sequence[str] = ()) -> Table:
-    """Best first; each beside the first above that is less than two combined standard errors away."""
-    study, metric = kind
-    way = better(metric)
-    order = sorted(group, key=lambda pair: -way * pair[1].value) if way else list(group)
+def ranking(group: Sequence[tuple[str, Figure]], notes: Sequence[str] = ()) -> Table:
+    """Figures of a kind, best first; each beside the first above that is less than two combined standard errors away."""
+    first = group[0][1]
+    way = first.row.better
+    order = sorted(group, key=lambda pair: -way * pair[1].row.value) if way else list(group)
     # A run's step or schedule tells nothing beside its folder's name, unless they differ.
-    lines = [n for n in varying([f.setting for _, f in order]) if not _named(n, HIDDEN) or n in order[0][1].params]
+    lines = [n for n in varying([f.setting for _, f in order]) if not _named(n, HIDDEN) or n in order[0][1].row.params]
     body = [
         [
             str(place) if way else "-", name, *(said(line, figure.setting.get(line)) for line in lines),
-            number(figure.value, figure.error), number(figure.floor, figure.floor_sd), remark(order, place - 1, way),
+            *written(figure.row), remark(order, place - 1, way),
         ]
         for place, (name, figure) in enumerate(order, 1)
     ]  # fmt: skip
-    how = {-1: "lower is better", 1: "higher is better", 0: "which way is better is not known: not ranked"}[way]
+    how = WAYS[way] + ("" if way else ": not ranked")
     notes = ["Not distinguishable: less than two combined standard errors apart.", *notes] if way else notes
-    return Table(f"{study} {metric}, {how}", ["", "", *lines, "value", "floor", ""], body, " ".join(notes))
+    return Table(f"{first.row.name} · {first.title}, {how}", ["", "", *lines, "value", "floor", ""], body, " ".join(notes))
 
 
 def remark(order: Sequence[tuple[str, Figure]], place: int, way: int) -> str:
     """What keeps a figure from being told from one above it."""
-    figure = order[place][1]
+    row = order[place][1].row
     if not way or not place:
         return ""
-    for rank, (_, other) in enumerate(order[:place], 1):
-        if figure.error is None or other.error is None:
-            if figure.value == other.value:
+    for rank, (_, figure) in enumerate(order[:place], 1):
+        other = figure.row
+        if row.error is None or other.error is None:
+            if row.value == other.value:
                 return f"equal to {rank}"
-        elif abs(figure.value - other.value) <= 2 * math.hypot(figure.error, other.error):
+        elif abs(row.value - other.value) <= 2 * math.hypot(row.error, other.error):
             return f"not distinguishable from {rank}"
-    return "no standard error" if figure.error is None else ""
+    return "no standard error" if row.error is None else ""

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,40 @@ from anysigma.metrics.card import card_id
 from anysigma.report.pictures import save_png
 from anysigma.report.plots import Plot, drawn
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass
+class Row:
+    """One figure: a metric's value, and all that a reader needs to rank, draw and name it.
+
+    `value` ± `error`, one standard error, from `n` images (draws, repeats); `params`: the settings that tell it from the
+    study's other rows. `better`: -1 where lower is better, 1 where higher is, 0 where neither. `floor` ± `floor_sd`: what
+    real images reach in place of the generated. `label`: the metric as a person reads it, by default its name in words;
+    `features`: those it was taken in. `card`: lines of its own beside the Result's. Raises ValueError for another `better`.
+    """
+
+    metric: str
+    value: float | None
+    error: float | None = None
+    n: int | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    better: int = 0
+    floor: float | None = None
+    floor_sd: float | None = None
+    label: str = ""
+    features: str = ""
+    card: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.better not in (-1, 0, 1):
+            raise ValueError(f"{self.metric}: better={self.better}: -1 (lower is), 0 (neither) or 1 (higher is)")
+        self.label = self.label or re.sub(r"(?<=[a-z]{2})_", " ", self.metric)
+
+    @property
+    def name(self) -> str:
+        """The metric in words: Fréchet distance in digits features."""
+        return f"{self.label} in {self.features} features" if self.features else self.label
 
 
 @dataclass(frozen=True)
@@ -37,16 +71,15 @@ class Table:
 class Result:
     """What one study found: figures, and what there is to look at.
 
-    `title` and `about`: a heading and a sentence for a page, by default the study's name. `rows`: figures of
-    results.json without their card's number; a row may bring a "card" of its own, which is added to `card`, that of
-    all rows. `pictures` by file name: uint8 `[H, W, 3]`, or `[F, H, W, 3]` for an animation of F frames; `captions` by
-    the same names. `lines`: what is printed.
+    `title` and `about`: a heading and a sentence for a page, by default the study's name. `card`: the protocol of all
+    `rows`. `pictures` by file name: uint8 `[H, W, 3]`, or `[F, H, W, 3]` for an animation of F frames; `captions` by the
+    same names. `lines`: what is printed.
     """
 
     study: str
     title: str = ""
     about: str = ""
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     card: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
@@ -66,9 +99,9 @@ def write_results(path: Path, results: Sequence[Result], **facts: Any) -> None:
     cards, rows = {}, []
     for result in results:
         for row in result.rows:
-            card = result.card | row.get("card", {})
+            card = result.card | row.card
             cards[card_id(card)] = card
-            rows.append({**row, "card": card_id(card)})
+            rows.append({"study": result.study, **asdict(row), "card": card_id(card)})
     aside = path.with_suffix(".part")
     content = {"format": FORMAT, **facts, "cards": cards, "rows": rows, "sections": [section(one) for one in results]}
     aside.write_text(json.dumps(content, indent=1, default=str))
@@ -96,7 +129,15 @@ def read_results(path: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: no results.json of ours ({error})") from None
     if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: format {results.get('format') if isinstance(results, dict) else '?'}, this version reads {FORMAT}"
-        )
+        found = results.get("format") if isinstance(results, dict) else "?"
+        again = "measure again: remove the file and repeat the command that made it"
+        raise ValueError(f"{path}: format {found}, this version reads {FORMAT}; {again}")
     return results
+
+
+def rows_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
+    """The rows of a results.json, each with its study and its whole card."""
+    names = {one.name for one in fields(Row)}
+    for row in content["rows"]:
+        known = {name: value for name, value in row.items() if name in names}
+        yield row["study"], Row(**{**known, "card": content["cards"].get(row["card"], {})})

@@ -14,7 +14,7 @@ from anysigma.machine.distributed import is_first
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.pictures import grid
 from anysigma.report.plots import Curve, Plot
-from anysigma.report.results import Result, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model
 from anysigma.studies.variants import each_S, sampled, setting, variant
 
@@ -88,8 +88,7 @@ def report(result: Result, found: dict[float, dict[int | str, tuple[float, float
         for at, (value, error) in values.items():
             params = {"eta": eta, **({"S": at} if at != "unrelated" else {})}
             metric = "rmse_unrelated" if at == "unrelated" else "rmse_same_x_T"
-            row = {"study": "consistency", "metric": metric, "value": value, "error": error, "floor": None}
-            result.rows.append({**row, "n": n, "params": params})
+            result.rows.append(Row(metric, value, error, n, params))
         S, (value, error) = next(iter(values.items()))
         if S != "unrelated":
             apart = values["unrelated"][0]

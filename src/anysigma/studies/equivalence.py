@@ -22,7 +22,7 @@ from anysigma.machine.progress import progress
 from anysigma.metrics.card import versions
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.plots import Curve, Plot
-from anysigma.report.results import Result, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model
 from anysigma.studies.likelihood import chosen
 
@@ -148,8 +148,8 @@ def compared(result: Result, found: Tensor, C: Tensor, params: dict[str, Any]) -
     facts = {"J_sigma": J, "L_gamma": L, "J_sigma - L_gamma": J - L, "C": C}
     for metric, values in facts.items():
         value, error = mean_and_error(values)
-        row = {"study": "objective", "metric": metric, "value": value, "error": error, "floor": None, "floor_sd": None}
-        result.rows.append({**row, "n": len(J), "params": params})
+        label = metric.replace("_sigma", "_σ").replace("_gamma", "_γ")
+        result.rows.append(Row(metric, value, error, len(J), params, label=label))
     means = [values.mean().item() for values in facts.values()]
     error = ((J - L - C).std() / len(J) ** 0.5).item()
     z = (means[2] - means[3]) / error
@@ -163,14 +163,14 @@ def compared(result: Result, found: Tensor, C: Tensor, params: dict[str, Any]) -
     ]
 
 
-def difference_plot(rows: Sequence[dict[str, Any]], networks: Sequence[str], C: float) -> Plot:
+def difference_plot(rows: Sequence[Row], networks: Sequence[str], C: float) -> Plot:
     """J_σ - L_γ against L_γ, one set of points a network, and C as a line."""
-    curves, every = [], [row["value"] for row in rows if row["metric"] == "L_gamma"]
+    curves, every = [], [row.value for row in rows if row.metric == "L_gamma"]
     for name in networks:
-        mine = [row for row in rows if row["params"]["network"] == name]
-        L = [row["value"] for row in mine if row["metric"] == "L_gamma"]
-        gap = [row for row in mine if row["metric"] == "J_sigma - L_gamma"]
-        curves.append(Curve(name, L, [g["value"] for g in gap], [g["error"] for g in gap], style="."))
+        mine = [row for row in rows if row.params["network"] == name]
+        L = [row.value for row in mine if row.metric == "L_gamma"]
+        gap = [row for row in mine if row.metric == "J_sigma - L_gamma"]
+        curves.append(Curve(name, L, [g.value for g in gap], [g.error for g in gap], style="."))
     curves.append(Curve("C", [min(every), max(every)], [C, C], style="--"))
     caption = "J_σ - L_γ stays at C whatever L_γ the network and η give."
     return Plot(caption, "L_γ, nats an image", "J_σ - L_γ, nats an image", curves)

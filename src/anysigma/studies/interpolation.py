@@ -15,7 +15,7 @@ from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.machine.distributed import is_first
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.pictures import grid
-from anysigma.report.results import Result
+from anysigma.report.results import Result, Row
 from anysigma.studies.base import Model
 from anysigma.studies.consistency import rmse
 from anysigma.studies.variants import device, variant
@@ -93,8 +93,7 @@ def report(result: Result, images: Tensor) -> None:
     ends = rmse(images[:, 0], images[:, -1])
     for metric, values in {"rmse_ends": ends, "rmse_neighbours": steps.mean(1), "rmse_largest_step": steps.amax(1)}.items():
         value, error = mean_and_error(values)
-        row = {"study": "interpolation", "metric": metric, "value": value, "error": error, "floor": None}
-        result.rows.append({**row, "n": len(images), "params": {"columns": images.shape[1]}})
+        result.rows.append(Row(metric, value, error, len(images), {"columns": images.shape[1]}))
     result.lines.append(
         f"interpolation: ends {ends.mean():.1f} apart on 0..255, neighbours {steps.mean():.1f},"
         f" the largest step of a row {steps.amax(1).mean():.1f}"

@@ -17,7 +17,7 @@ from anysigma.machine.progress import progress
 from anysigma.metrics.card import versions
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.plots import Curve, Plot
-from anysigma.report.results import Result, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model
 
 TITLE = "Likelihood"
@@ -153,8 +153,7 @@ def report(result: Result, found: dict[str, Tensor], params: dict[str, Any]) -> 
     table, n = [], len(found["L_0"])
     for metric, values in found.items():
         value, error = mean_and_error(values)
-        row = {"study": "likelihood", "metric": metric, "value": value, "error": error, "floor": None, "floor_sd": None}
-        result.rows.append({**row, "n": n, "params": params})
+        result.rows.append(Row(metric, value, error, n, params, better=-1 if metric == "bits/dim" else 0))
         table.append([metric, readable(value), "-" if error is None else readable(error)])
     note = "; ".join([f"standard error over {n} held-out images", *result.lines])
     result.tables.append(Table("Variational bound in bits/dim", ("term", "bits/dim", "s.e."), table, note))

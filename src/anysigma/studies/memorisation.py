@@ -14,7 +14,7 @@ from anysigma.machine.progress import progress
 from anysigma.metrics.fidelity import Features
 from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.report.pictures import grid
-from anysigma.report.results import Result, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model
 from anysigma.studies.generated import generated
 
@@ -129,14 +129,13 @@ def report(result: Result, spaces: dict[str, dict[str, float]], n: int, held_out
     columns = ["space", "median", "held-out", "5 % quantile", "held-out", "nearer than the held-out's 1 %", "copies"]
     rows = []
     for space, found in spaces.items():
-        for metric, value, error, floor in (
-            ("nearest_median", found["median"], None, found["median_held_out"]),
-            ("nearest_q05", found["q05"], None, found["q05_held_out"]),
-            ("suspiciously_near", found["suspicious"], found["suspicious_error"], SUSPICIOUS),
-            ("copies", found["copies"], None, None),
+        for metric, value, error, better, floor in (
+            ("nearest_median", found["median"], None, 0, found["median_held_out"]),
+            ("nearest_q05", found["q05"], None, 0, found["q05_held_out"]),
+            ("suspiciously_near", found["suspicious"], found["suspicious_error"], -1, SUSPICIOUS),
+            ("copies", found["copies"], None, -1, None),
         ):
-            row = {"study": "memorisation", "metric": metric, "value": value, "error": error, "floor": floor}
-            result.rows.append({**row, "n": n, "params": {"space": space, "held_out": held_out}})
+            result.rows.append(Row(metric, value, error, n, {"space": space, "held_out": held_out}, better, floor))
         names = ("median", "median_held_out", "q05", "q05_held_out")
         near = f"{100 * found['suspicious']:.1f} % ± {100 * found['suspicious_error']:.1f}"
         rows.append([space, *(f"{found[name]:.3f}" for name in names), near, f"{100 * found['copies']:.1f} %"])

@@ -16,7 +16,7 @@ from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.machine.distributed import is_first
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.pictures import grid
-from anysigma.report.results import Result, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model
 from anysigma.studies.variants import device, sampled, variant
 
@@ -133,8 +133,7 @@ def report(result: Result, denoiser: Denoiser, jump: Tensor, mean: Tensor, sprea
         "data_sd": ("standard deviation over images, data", spread, None),
     }
     for metric, (_, value, error) in figures.items():
-        row = {"study": "one_step", "metric": metric, "value": value, "error": error, "floor": None}
-        result.rows.append({**row, "n": len(jump), "params": {"T": denoiser.process.T}})
+        result.rows.append(Row(metric, value, error, len(jump), {"T": denoiser.process.T}))
     rows = [[what, f"{value:.4g}" + (f" ± {error:.1g}" if error else "")] for what, value, error in figures.values()]
     note = (
         "root mean squares a dimension on [-1, 1], ± standard error over images; an x_0 or v output misses the data's own"

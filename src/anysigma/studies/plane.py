@@ -17,7 +17,7 @@ from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.machine.distributed import is_first
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.plots import COLOURS
-from anysigma.report.results import Result, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model
 from anysigma.studies.variants import device, path, sampled, variant
 
@@ -106,9 +106,8 @@ def report(result: Result, samples: Points, held_out: Tensor, known: dict[str, T
         figures = {"distance_to_ring": to_ring(points, radii), "distance_to_known_point": to_point(points, known[name])}
         for metric, values in figures.items():
             value, error = mean_and_error(values)
-            row = {"study": "plane", "metric": metric, "value": value, "error": error}
-            row["floor"] = floor if metric == "distance_to_ring" else None
-            result.rows.append({**row, "n": len(points), "params": {"denoiser": name, "eta": eta}})
+            facts = {"better": -1, "floor": floor} if metric == "distance_to_ring" else {}
+            result.rows.append(Row(metric, value, error, len(points), {"denoiser": name, "eta": eta}, **facts))
         rows.append([name, f"{eta:g}", *(f"{values.mean():.4f}" for values in figures.values())])
     note = "mean distances; the network was trained on all training points, the optimal denoisers know theirs alone"
     columns = ["points", "η", "to the nearest ring", "to the nearest training point"]

@@ -14,11 +14,11 @@ from anysigma.data.images import ROUNDING
 from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.machine.distributed import rank_and_world, say
 from anysigma.metrics.card import versions
-from anysigma.metrics.fidelity import Features, floor, measures
+from anysigma.metrics.fidelity import Features, Measure, floor, measures
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.report.pictures import grid
-from anysigma.report.results import Result
+from anysigma.report.results import Result, Row
 from anysigma.studies.base import Model
 from anysigma.studies.generated import generated
 from anysigma.studies.trajectory import strip
@@ -76,12 +76,12 @@ class Fidelity:
 
     def _measure(self, result: Result, sets: tuple[Tensor, ...], real: "RealImages", setting: dict[str, Any]) -> None:
         base = real.floor(len(sets[0]), self.splits)
-        result.rows = rows("fidelity", sets, real, base, setting)
+        result.rows = rows(sets, real, base, setting)
         result.card |= real.card(len(sets[0]), len(sets), self.splits)
         row, metric = result.rows[0], real.features.metric
         result.lines.append(
             f"{metric} {figure(row)} (floor {base['mean']:.2f} ± {base['sd']:.2f}:"
-            f" {row['n']} real images in place of the generated; {len(sets)} sets of {row['n']})"
+            f" {row.n} real images in place of the generated; {len(sets)} sets of {row.n})"
         )
 
 
@@ -106,7 +106,7 @@ class RealImages:
         held_out = cached_vectors(self.data.held_out, self.features, self._cache)
         return floor(torch.cat([self.reference, held_out]), n, splits, self.features)
 
-    def measures(self, images: Tensor) -> dict[str, float]:
+    def measures(self, images: Tensor) -> dict[Measure, float]:
         """Every measure of one set of uint8 images."""
         return measures(vectors(images, self.features), self.reference, self.features)
 
@@ -127,20 +127,16 @@ def count(n: int | None, data: Any, features: Features | None) -> int:
     return n
 
 
-def rows(
-    study: str, sets: tuple[Tensor, ...], real: RealImages, base: dict[str, float], params: dict[str, Any]
-) -> list[dict[str, Any]]:
+def rows(sets: tuple[Tensor, ...], real: RealImages, base: dict[str, float], params: dict[str, Any]) -> list[Row]:
     """One row a measure over disjoint sets, the distance first, with its floor `base`."""
-    found = []
-    for metric, (value, error) in measured(sets, len(sets[0]), real).items():
-        is_distance = metric == real.features.metric
-        floors = {"floor": base["mean"] if is_distance else None, "floor_sd": base["sd"] if is_distance else None}
-        row = {"study": study, "metric": metric, "value": value, "error": error, **floors}
-        found.append({**row, "n": len(sets[0]), "params": params})
+    n, found = len(sets[0]), []
+    for measure, (value, error) in measured(sets, n, real).items():
+        floors = {"floor": base["mean"], "floor_sd": base["sd"]} if measure.metric == real.features.metric else {}
+        found.append(Row(value=value, error=error, n=n, params=params, **measure._asdict(), **floors))
     return found
 
 
-def measured(sets: tuple[Tensor, ...], n_real: int, real: RealImages) -> dict[str, tuple[float, float | None]]:
+def measured(sets: tuple[Tensor, ...], n_real: int, real: RealImages) -> dict[Measure, tuple[float, float | None]]:
     """Mean and standard error of every measure over disjoint sets; raises ValueError unless each has n_real images.
 
     The distance is biased upward by 1/n: beside a floor at another n it would mean nothing.
@@ -148,12 +144,12 @@ def measured(sets: tuple[Tensor, ...], n_real: int, real: RealImages) -> dict[st
     if wrong := [len(one) for one in sets if len(one) != n_real]:
         raise ValueError(f"a set of {wrong[0]} generated images cannot stand beside a floor at {n_real} real ones")
     found = [real.measures(one) for one in sets]
-    return {metric: mean_and_error([one[metric] for one in found]) for metric in found[0]}
+    return {measure: mean_and_error([one[measure] for one in found]) for measure in found[0]}
 
 
-def figure(row: dict[str, Any]) -> str:
+def figure(row: Row) -> str:
     """A value with its standard error."""
-    return f"{row['value']:.2f}" + (f" ± {row['error']:.2f}" if row["error"] is not None else "")
+    return f"{row.value:.2f}" + (f" ± {row.error:.2f}" if row.error is not None else "")
 
 
 def save(images: Tensor, form: str | None, folder: Path) -> None:

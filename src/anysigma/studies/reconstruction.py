@@ -17,7 +17,7 @@ from anysigma.machine.progress import progress
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.pictures import grid
 from anysigma.report.plots import Curve, Plot
-from anysigma.report.results import Result, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model
 from anysigma.studies.variants import device, each_S, setting, variant
 
@@ -92,8 +92,8 @@ def report(result: Result, errors: dict[int, Tensor], variance: float) -> None:
     """Rows, table, plot and a line from the `[n]` errors at every S; `variance`: of the images, on [0, 1]."""
     found = {S: mean_and_error(each) for S, each in errors.items()}
     for S, (value, error) in found.items():
-        row = {"study": "reconstruction", "metric": "reconstruction_mse", "value": value, "error": error, "floor": None}
-        result.rows.append({**row, "n": len(errors[S]), "params": {"S": S, "eta": 0.0}})
+        params = {"S": S, "eta": 0.0}
+        result.rows.append(Row("reconstruction_mse", value, error, len(errors[S]), params, -1, label="Mean squared error"))
     result.tables.append(table(errors, found))
     result.plots["reconstruction_error"] = plot(found)
     S, last = next(reversed(found.items()))

@@ -13,7 +13,7 @@ from anysigma.diffusion.objective import Gamma
 from anysigma.diffusion.parameterizations import Eps
 from anysigma.diffusion.schedules.base import NoiseSchedule
 from anysigma.report.plots import Curve, Plot
-from anysigma.report.results import Result, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model
 
 TITLE = "Noise schedules"
@@ -101,8 +101,6 @@ def plot(title: str, f: Any, processes: Mapping[str, GaussianProcess]) -> Plot:
     return Plot(f"{title} of each schedule.", "t/T", title, curves, log_y=not is_alpha)
 
 
-def row(name: str, q: GaussianProcess) -> dict[str, Any]:
+def row(name: str, q: GaussianProcess) -> Row:
     """√α_T as a figure of results.json."""
-    value = q.alpha(q.T).item() ** 0.5
-    return {"study": "schedule", "metric": "signal left at T", "value": value, "error": None, "floor": None,
-            "floor_sd": None, "n": None, "params": {"schedule": name, "T": q.T}}  # fmt: skip
+    return Row("signal left at T", q.alpha(q.T).item() ** 0.5, params={"schedule": name, "T": q.T})

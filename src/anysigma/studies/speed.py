@@ -16,7 +16,7 @@ from anysigma.machine.progress import progress
 from anysigma.metrics.card import versions
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.plots import Curve, Plot
-from anysigma.report.results import Result, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model
 from anysigma.studies.variants import device, each_S, setting, variant
 
@@ -100,10 +100,9 @@ def report(result: Result, seconds: dict[int, torch.Tensor], block: int) -> None
     """Rows, table, plot and a line from the seconds a block, `[repeats]` at every S."""
     rates = {S: block / each for S, each in seconds.items()}
     for S, each in seconds.items():
-        for metric, values in {"images_per_second": rates[S], "seconds_per_image": each / block}.items():
+        for metric, values, better in (("images_per_second", rates[S], 1), ("seconds_per_image", each / block, -1)):
             value, error = mean_and_error(values)
-            row = {"study": "speed", "metric": metric, "value": value, "error": error, "floor": None}
-            result.rows.append({**row, "n": len(each), "params": {"S": S, "block": block}})
+            result.rows.append(Row(metric, value, error, len(each), {"S": S, "block": block}, better))
     rows = [
         [str(S), f"{rate.mean():.4g}", f"{rate.min():.4g} to {rate.max():.4g}", f"{seconds[S].mean() / block:.3g}"]
         for S, rate in rates.items()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from anysigma.machine.distributed import rank_and_world
 from anysigma.metrics.fidelity import Features
 from anysigma.report.pictures import grid
 from anysigma.report.plots import Curve, Plot
-from anysigma.report.results import Result, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model
 from anysigma.studies.generated import generated
 from anysigma.studies.quality import RealImages, count, figure, rows
@@ -100,8 +100,8 @@ class SamplerTable:
             )
             if first:
                 setting = describe(cell.sampler, T)
-                found = rows("table", images.split(n), real, base, setting)
-                result.rows += [{**row, "card": setting} for row in found]
+                found = rows(images.split(n), real, base, setting)
+                result.rows += [replace(row, card=setting) for row in found]
                 cells[cell.tau, cell.sigma, cell.steps] = found[0]
                 pictures[cell.tau, cell.sigma, cell.steps] = images[:SHOWN]
         if first:
@@ -173,14 +173,14 @@ def changes(cells: dict, sigmas: list[str], steps: list[int], tau: str) -> Table
     return Table(f"Relative change, {tau} τ", columns, body, note)
 
 
-def change(row: dict[str, Any], other: dict[str, Any]) -> str:
+def change(row: Row, other: Row) -> str:
     """Signed percent, with a * where the difference exceeds two of its standard errors."""
     if row is other:
         return "–"
-    relative = f"{100 * (row['value'] / other['value'] - 1):+.0f} %" if other["value"] else "n/a"
-    if row["error"] is None or other["error"] is None:
+    relative = f"{100 * (row.value / other.value - 1):+.0f} %" if other.value else "n/a"
+    if row.error is None or other.error is None:
         return relative
-    return relative + ("*" if abs(row["value"] - other["value"]) > 2 * math.hypot(row["error"], other["error"]) else "")
+    return relative + ("*" if abs(row.value - other.value) > 2 * math.hypot(row.error, other.error) else "")
 
 
 def paper_change(sigma: str, first: str, S: int) -> str:
@@ -196,8 +196,8 @@ def curves(cells: dict, sigmas: list[str], steps: list[int], tau: str, metric: s
     found = []
     for sigma in sigmas:
         row = [cells[sigma, S] for S in steps]
-        errors = [r["error"] for r in row]
-        found.append(Curve(sigma, steps, [r["value"] for r in row], None if None in errors else errors))
+        errors = [r.error for r in row]
+        found.append(Curve(sigma, steps, [r.value for r in row], None if None in errors else errors))
     if comparable:
         found += [Curve(f"{s} (paper)", PAPER_STEPS, PAPER[s], style="--") for s in sigmas if s in PAPER]
     found.append(Curve("floor", [steps[0], steps[-1]], [base["mean"]] * 2, style="--"))

@@ -114,9 +114,9 @@ class Wandb(WandbLogger):
         import wandb
 
         pictures = {f"final/{name}": wandb.Image(still(picture)) for name, picture in result.pictures.items()}
-        self.experiment.log({"final/table": figures(result.rows), **pictures})
+        self.experiment.log({"final/table": figures(result), **pictures})
         for row in result.rows:
-            self.experiment.summary[f"final/{row['metric']}"] = row["value"]
+            self.experiment.summary[f"final/{row.metric}"] = row.value
 
     @rank_zero_only
     def log_study(self, result: Any) -> None:
@@ -135,11 +135,11 @@ class Wandb(WandbLogger):
             data = [list(row) for row in table.rows]
             found[f"{result.study}/table {number}"] = wandb.Table(columns=list(table.columns), data=data)
         if result.rows:
-            found[f"{result.study}/figures"] = figures(result.rows)
+            found[f"{result.study}/figures"] = figures(result)
         self.experiment.log(found)
         for row in result.rows:
-            setting = "/".join(str(value) for name, value in row["params"].items() if name in ("sigma", "S", "tau"))
-            self.experiment.summary["/".join(filter(None, (result.study, row["metric"], setting)))] = row["value"]
+            setting = "/".join(str(value) for name, value in row.params.items() if name in ("sigma", "S", "tau"))
+            self.experiment.summary["/".join(filter(None, (result.study, row.metric, setting)))] = row.value
 
     @rank_zero_only
     def finish(self, exit_code: int) -> None:
@@ -158,14 +158,17 @@ def place(folder: Path) -> list[Any]:
     return [Path(*path.parts[:at]), job, *(names or [job])]
 
 
-def figures(rows: list[dict[str, Any]]) -> Any:
+def figures(result: Any) -> Any:
     """Rows as a W&B table."""
     import wandb
 
-    names = ["study", "metric", "value", "error", "floor", "floor_sd", "n"]
-    settings = [" ".join(f"{k}={v}" for k, v in row.get("params", {}).items()) for row in rows]
-    cells = [[row.get(name) for name in names] + [setting] for row, setting in zip(rows, settings, strict=True)]
-    return wandb.Table(columns=[*names, "setting"], data=cells)
+    names = ["metric", "value", "error", "floor", "floor_sd", "n", "better"]
+    settings = [" ".join(f"{k}={v}" for k, v in row.params.items()) for row in result.rows]
+    cells = [
+        [result.study, *(getattr(row, name) for name in names), setting]
+        for row, setting in zip(result.rows, settings, strict=True)
+    ]
+    return wandb.Table(columns=["study", *names, "setting"], data=cells)
 
 
 def still(picture: np.ndarray) -> np.ndarray:

@@ -54,9 +54,9 @@ class TensorBoard(TensorBoardLogger):
         stills = {name: picture if picture.ndim == 3 else picture[-1] for name, picture in result.pictures.items()}
         for name, picture in {**stills, **{name: drawn(plot) for name, plot in result.plots.items()}}.items():
             self.log_image(f"{place}/{name}", [picture], step)
-        names = ["study", "metric", "value", "error", "floor", "floor_sd", "n"]
-        rows = [[row.get(name) for name in names] for row in result.rows]
-        cells = [names, ["---"] * len(names), *rows]
+        names = ["metric", "value", "error", "floor", "floor_sd", "n"]
+        rows = [[result.study, *(getattr(row, name) for name in names)] for row in result.rows]
+        cells = [["study", *names], ["---"] * (1 + len(names)), *rows]
         self.experiment.add_text(f"{place}/table", "\n".join(f"| {' | '.join(map(str, row))} |" for row in cells), step)
 
     @rank_zero_only
