@@ -1,8 +1,9 @@
 """Images as batches: uint8 until the device, [-1, 1] after it, in an order that is a function of (seed, images seen)."""
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -76,16 +77,21 @@ class Indices(torch.utils.data.Dataset):
 class ImageDataModule(LightningDataModule):
     """float32 batches `[B, C, H, W]` in [-1, 1] of one `ImageSource`.
 
-    `shape`: (C, H, W) as the YAML declares it; the source is held to it (ValueError). `batch_size`: images a process
-    and micro-step. `flips`: half of all training images are mirrored left to right, anew in every epoch; `train` and
-    `held_out` never are. The images stay on the device as uint8 and only indices travel.
+    `source`: makes it, from `root` and `download` where its signature has them; ValueError where they are given and it
+    has not. `shape`: (C, H, W) as the YAML declares it; the source is held to it (ValueError). `batch_size`: images a
+    process and micro-step. `flips`: half of all training images are mirrored left to right, anew in every epoch; `train`
+    and `held_out` never are. The images stay on the device as uint8 and only indices travel.
     """
 
-    def __init__(self, source: ImageSource, shape: Sequence[int], batch_size: int, seed: int, flips: bool = False):
+    def __init__(
+        self, source: Callable[..., ImageSource], shape: Sequence[int], batch_size: int, seed: int, flips: bool = False,
+        root: str | None = None, download: bool = False,
+    ):  # fmt: skip
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"data.batch_size={batch_size}: at least 1 image is needed")
-        self.source, self.shape, self.batch_size, self.seed, self.flips = source, tuple(shape), batch_size, seed, flips
+        self.source = made(source, root=root, download=download)
+        self.shape, self.batch_size, self.seed, self.flips = tuple(shape), batch_size, seed, flips
         self._on_device: Tensor | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -133,3 +139,15 @@ class ImageDataModule(LightningDataModule):
         n = len(self._on_device)
         images = self._on_device[batch % n]
         return from_uint8(torch.where((batch >= n)[:, None, None, None], images.flip(3), images))
+
+
+def made(source: Callable[..., ImageSource], **places: Any) -> ImageSource:
+    """The source from those of `places` that its signature has; ValueError for one that is given and that it has not."""
+    takes, bound = inspect.signature(source).parameters, getattr(source, "keywords", {})
+    for name, value in places.items():
+        if value and name not in takes:
+            who = getattr(source, "func", source).__name__
+            raise ValueError(f"data.{name}={value}: {who} takes no {name}, its images come from elsewhere")
+        if name in bound:
+            raise ValueError(f"data.source.{name}={bound[name]}: the place of this word is data.{name}")
+    return source(**{name: value for name, value in places.items() if name in takes})

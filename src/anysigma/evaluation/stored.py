@@ -38,9 +38,7 @@ def stored_data(config: dict[str, Any], overrides: DictConfig) -> dict[str, Any]
     """A stored config's data node with what an evaluation may change: root, batch size, workers."""
     node = dict(config["data"])
     for name, value in overrides.items():
-        if value is not None and name == "root" and "root" in node["source"]:
-            node["source"] = {**node["source"], "root": value}
-        elif value is not None and name in node:
+        if value is not None and name in node:
             node[name] = value
         elif value is not None:
             raise ConfigError(f"data.{name}={value}: the run's data has no such setting")
