@@ -169,3 +169,20 @@ def test_a_data_yaml_has_root_and_download_exactly_where_its_data_set_has_them(p
     takes = inspect.signature(locate(node.source._target_, "data.source")).parameters
     for name, default in (("root", None), ("download", False)):
         assert (name in node) == (name in takes) and name not in node.source and node.get(name, default) == default
+
+
+@pytest.mark.parametrize("processes, micro_steps", [(1, 1), (2, 1), (4, 1), (1, 3), (4, 3), (12, 1)])
+def test_the_batch_is_that_of_the_optimiser_step_and_its_shares_are_its_positions_in_turn(processes, micro_steps):
+    data = ImageDataModule(Digits, (1, 8, 8), batch_size=12, seed=0)
+    b, whole = data.share(processes, micro_steps), list(Order(50, 12, 0, total=4))
+    assert b * processes * micro_steps == 12
+    orders = [Order(50, b, 0, total=4 * micro_steps, rank=r, world=processes) for r in range(processes)]
+    for k in range(4):
+        micro = range(k * micro_steps, (k + 1) * micro_steps)
+        assert [entry for i in micro for order in orders for entry in order.batch(i)] == whole[k]
+
+
+@pytest.mark.parametrize("processes, micro_steps", [(5, 1), (1, 8), (2, 4), (24, 1)])
+def test_a_batch_that_cannot_be_shared_is_refused(processes, micro_steps):
+    with pytest.raises(ValueError, match=f"data.batch_size=12: .* a multiple of {processes * micro_steps} is needed"):
+        ImageDataModule(Digits, (1, 8, 8), batch_size=12, seed=0).share(processes, micro_steps)

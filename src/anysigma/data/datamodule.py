@@ -27,12 +27,13 @@ class ImageSource(Protocol):
 
 
 class Order:
-    """A batch sampler without state: batch i of rank r holds the positions (i·W + r)·B … of an endless stream.
+    """A batch sampler without state: batch i of rank r holds the b positions from (i·W + r)·b on of an endless stream.
 
     Position p of the stream is entry p % N of the p // N-th permutation, which is a function of (seed, p // N).
-    So a resumed run sees what the uninterrupted one would have seen, and W processes see what one process of
-    batch W·B would. `total` batches make the run; iteration starts at batch `start`. With `flips`, entry k stands as
-    k + N where the image is to be mirrored: a fair coin for every position, a function of (seed, p) too.
+    So a resumed run sees what the uninterrupted one would have seen, and optimiser step k takes the positions k·B …
+    (k+1)·B - 1 whatever number of processes and micro-steps share the whole batch B. `batch_size`: b, the share of one
+    process and micro-step. `total` batches make the run; iteration starts at batch `start`. With `flips`, entry k stands
+    as k + N where the image is to be mirrored: a fair coin for every position, a function of (seed, p) too.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class ImageDataModule(LightningDataModule):
     """float32 batches `[B, C, H, W]` in [-1, 1] of one `ImageSource`.
 
     `source`: makes it, from `root` and `download` where its signature has them; ValueError where they are given and it
-    has not. `shape`: (C, H, W) as the YAML declares it; the source is held to it (ValueError). `batch_size`: images a
-    process and micro-step. `flips`: half of all training images are mirrored left to right, anew in every epoch; `train`
-    and `held_out` never are. The images stay on the device as uint8 and only indices travel.
+    has not. `shape`: (C, H, W) as the YAML declares it; the source is held to it (ValueError). `batch_size`: images an
+    optimiser step, all processes and micro-steps together. `flips`: half of all training images are mirrored left to
+    right, anew in every epoch; `train` and `held_out` never are. The images stay on the device as uint8 and only indices
+    travel.
     """
 
     def __init__(
@@ -115,12 +117,22 @@ class ImageDataModule(LightningDataModule):
         """16 hex digits of the sha256 over both splits."""
         return image_hash(self.train, self.held_out)
 
+    def share(self, processes: int, micro_steps: int) -> int:
+        """Images of one process and micro-step: batch_size over their number; ValueError where that leaves a rest."""
+        share, rest = divmod(self.batch_size, processes * micro_steps)
+        if rest:
+            raise ValueError(
+                f"data.batch_size={self.batch_size}: the images of an optimiser step are shared by {processes} (processes)"
+                f" × {micro_steps} (trainer.accumulate_grad_batches): a multiple of {processes * micro_steps} is needed"
+            )
+        return share
+
     def train_dataloader(self) -> DataLoader:
         """One epoch of max_steps · accumulation batches, starting after those that the trainer has already drawn."""
         trainer = self.trainer
         order = Order(
             len(self.train),
-            self.batch_size,
+            self.share(trainer.world_size, trainer.accumulate_grad_batches),
             self.seed,
             total=trainer.max_steps * trainer.accumulate_grad_batches,
             start=trainer.fit_loop.epoch_loop.batch_progress.total.ready,

@@ -9,21 +9,29 @@ from anysigma.runs import checkpoint as file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Adds config, format, step and images_seen to what Lightning saves (in weights-only files too) and writes atomically.
+    """Adds config, format and step to what Lightning saves (in weights-only files too) and writes atomically.
 
-    `config`: the resolved config as plain types; `images_per_step`: over all ranks and micro-steps.
+    `config`: the resolved config as plain types; `micro_steps`: of one optimiser step in this run.
     """
 
-    def __init__(self, config: dict[str, Any], images_per_step: int):
-        self.config, self.images_per_step = config, images_per_step
+    def __init__(self, config: dict[str, Any], micro_steps: int):
+        self.config, self.micro_steps = config, micro_steps
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        step = checkpoint["global_step"]
-        facts = {"config": self.config, "format": file.FORMAT, "step": step, "images_seen": step * self.images_per_step}
+        facts = {"config": self.config, "format": file.FORMAT, "step": checkpoint["global_step"]}
         file.write({**checkpoint, **facts}, Path(path))
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         checkpoint = file.read(Path(path))
-        # A run that came to its end may be the middle of a longer one: else Lightning takes its one epoch for done.
-        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"] = progress(checkpoint["step"] * self.micro_steps)
         return checkpoint
+
+
+def progress(batches: int) -> dict[str, Any]:
+    """Lightning's state between two batches, at on_train_batch_end of the `batches`-th, as it stands when files are written.
+
+    Counted anew from the optimiser step, so that a run may go on with another number of micro-steps. No batch is the last:
+    a run that came to its end may be the middle of a longer one, and Lightning would take its one epoch for done.
+    """
+    count = {"ready": batches, "started": batches, "processed": batches, "completed": batches - 1}
+    return {"total": count, "current": {**count}, "is_last_batch": False}
