@@ -50,7 +50,7 @@ def test_settings_that_mean_nothing_are_refused(settings):
 
 
 def test_it_is_the_source_of_batches():
-    data = ImageDataModule(Rings(), (2, 1, 1), batch_size=4, seed=0)
+    data = ImageDataModule(Rings, (2, 1, 1), batch_size=4, seed=0)
     data.setup()
     assert data.on_after_batch_transfer(torch.tensor([0, 1]), 0).shape == (2, 2, 1, 1)
 

@@ -17,7 +17,7 @@ def picture(folder):
     return np.asarray(Image.open(folder / "samples/data.png"))
 
 
-@pytest.mark.parametrize(("flips", "accumulate", "batch"), [("true", 1, 128), ("false", 1, 128), ("true", 3, 32)])
+@pytest.mark.parametrize(("flips", "accumulate", "batch"), [("true", 1, 128), ("false", 1, 128), ("true", 3, 96)])
 def test_it_shows_the_first_images_that_training_steps_get(flips, accumulate, batch, tmp_path, monkeypatch):
     seen, step = [], DiffusionModule.training_step
     monkeypatch.setattr(DiffusionModule, "training_step", lambda self, x, i: (seen.append(x.clone()), step(self, x, i))[1])

@@ -52,7 +52,7 @@ def two(tmp_path_factory):
     """The folder from which two processes made logs/train/two, with the batches and the output."""
     place = tmp_path_factory.mktemp("two")
     (place / "recording.py").write_text(RECORDING)
-    words = [*TWO, "debug=true", "logger=csv", "run=two", f"data.batch_size={B}", "study.splits=2", *SETTINGS]
+    words = [*TWO, "debug=true", "logger=csv", "run=two", f"data.batch_size={2 * B}", "study.splits=2", *SETTINGS]
     done = subprocess.run(
         [sys.executable, "recording.py", *words], cwd=place, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )

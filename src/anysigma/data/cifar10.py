@@ -77,10 +77,10 @@ class CIFAR10:
         if not missing:
             return folder
         if not archive.is_file():
-            instead = f"data.source.root=FOLDER names the folder that holds {FOLDER}"
+            instead = f"data.root=FOLDER names the folder that holds {FOLDER}"
             if not self.download:
                 here = f"no {missing[0]} in {folder} and no {ARCHIVE} in {root}"
-                raise FileNotFoundError(f"{here}: {instead}, data.source.download=true fetches it")
+                raise FileNotFoundError(f"{here}: {instead}, data.download=true fetches it")
             fetch(URL, archive, lambda path: check(path.read_bytes(), path, ARCHIVE_MD5), instead)
         unpack(archive, root)
         return folder

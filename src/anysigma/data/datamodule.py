@@ -1,8 +1,9 @@
 """Images as batches: uint8 until the device, [-1, 1] after it, in an order that is a function of (seed, images seen)."""
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -26,12 +27,13 @@ class ImageSource(Protocol):
 
 
 class Order:
-    """A batch sampler without state: batch i of rank r holds the positions (i·W + r)·B … of an endless stream.
+    """A batch sampler without state: batch i of rank r holds the b positions from (i·W + r)·b on of an endless stream.
 
     Position p of the stream is entry p % N of the p // N-th permutation, which is a function of (seed, p // N).
-    So a resumed run sees what the uninterrupted one would have seen, and W processes see what one process of
-    batch W·B would. `total` batches make the run; iteration starts at batch `start`. With `flips`, entry k stands as
-    k + N where the image is to be mirrored: a fair coin for every position, a function of (seed, p) too.
+    So a resumed run sees what the uninterrupted one would have seen, and optimiser step k takes the positions k·B …
+    (k+1)·B - 1 whatever number of processes and micro-steps share the whole batch B. `batch_size`: b, the share of one
+    process and micro-step. `total` batches make the run; iteration starts at batch `start`. With `flips`, entry k stands
+    as k + N where the image is to be mirrored: a fair coin for every position, a function of (seed, p) too.
     """
 
     def __init__(
@@ -76,16 +78,22 @@ class Indices(torch.utils.data.Dataset):
 class ImageDataModule(LightningDataModule):
     """float32 batches `[B, C, H, W]` in [-1, 1] of one `ImageSource`.
 
-    `shape`: (C, H, W) as the YAML declares it; the source is held to it (ValueError). `batch_size`: images a process
-    and micro-step. `flips`: half of all training images are mirrored left to right, anew in every epoch; `train` and
-    `held_out` never are. The images stay on the device as uint8 and only indices travel.
+    `source`: makes it, from `root` and `download` where its signature has them; ValueError where they are given and it
+    has not. `shape`: (C, H, W) as the YAML declares it; the source is held to it (ValueError). `batch_size`: images an
+    optimiser step, all processes and micro-steps together. `flips`: half of all training images are mirrored left to
+    right, anew in every epoch; `train` and `held_out` never are. The images stay on the device as uint8 and only indices
+    travel.
     """
 
-    def __init__(self, source: ImageSource, shape: Sequence[int], batch_size: int, seed: int, flips: bool = False):
+    def __init__(
+        self, source: Callable[..., ImageSource], shape: Sequence[int], batch_size: int, seed: int, flips: bool = False,
+        root: str | None = None, download: bool = False,
+    ):  # fmt: skip
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"data.batch_size={batch_size}: at least 1 image is needed")
-        self.source, self.shape, self.batch_size, self.seed, self.flips = source, tuple(shape), batch_size, seed, flips
+        self.source = made(source, root=root, download=download)
+        self.shape, self.batch_size, self.seed, self.flips = tuple(shape), batch_size, seed, flips
         self._on_device: Tensor | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -118,12 +126,22 @@ class ImageDataModule(LightningDataModule):
                 f" the run's have {hash}; data.root=FOLDER names another place"
             )
 
+    def share(self, processes: int, micro_steps: int) -> int:
+        """Images of one process and micro-step: batch_size over their number; ValueError where that leaves a rest."""
+        share, rest = divmod(self.batch_size, processes * micro_steps)
+        if rest:
+            raise ValueError(
+                f"data.batch_size={self.batch_size}: the images of an optimiser step are shared by {processes} (processes)"
+                f" × {micro_steps} (trainer.accumulate_grad_batches): a multiple of {processes * micro_steps} is needed"
+            )
+        return share
+
     def train_dataloader(self) -> DataLoader:
         """One epoch of max_steps · accumulation batches, starting after those that the trainer has already drawn."""
         trainer = self.trainer
         order = Order(
             len(self.train),
-            self.batch_size,
+            self.share(trainer.world_size, trainer.accumulate_grad_batches),
             self.seed,
             total=trainer.max_steps * trainer.accumulate_grad_batches,
             start=trainer.fit_loop.epoch_loop.batch_progress.total.ready,
@@ -142,3 +160,15 @@ class ImageDataModule(LightningDataModule):
         n = len(self._on_device)
         images = self._on_device[batch % n]
         return from_uint8(torch.where((batch >= n)[:, None, None, None], images.flip(3), images))
+
+
+def made(source: Callable[..., ImageSource], **places: Any) -> ImageSource:
+    """The source from those of `places` that its signature has; ValueError for one that is given and that it has not."""
+    takes, bound = inspect.signature(source).parameters, getattr(source, "keywords", {})
+    for name, value in places.items():
+        if value and name not in takes:
+            who = getattr(source, "func", source).__name__
+            raise ValueError(f"data.{name}={value}: {who} takes no {name}, its images come from elsewhere")
+        if name in bound:
+            raise ValueError(f"data.source.{name}={bound[name]}: the place of this word is data.{name}")
+    return source(**{name: value for name, value in places.items() if name in takes})

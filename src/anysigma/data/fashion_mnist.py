@@ -74,10 +74,10 @@ class FashionMNIST:
         for path in (self.folder / name, self.folder / f"{name}.gz"):
             if path.is_file():
                 return path
-        instead = f"Debian's package {PACKAGE} puts the files into {DEBIAN}, data.source.root=FOLDER names another place"
+        instead = f"Debian's package {PACKAGE} puts the files into {DEBIAN}, data.root=FOLDER names another place"
         if self.download:
             return fetch(f"{URL}{name}.gz", self.folder / f"{name}.gz", lambda path: _verify(path, name), instead)
-        raise FileNotFoundError(f"no {name}[.gz] in {self.folder}: {instead}, data.source.download=true fetches them")
+        raise FileNotFoundError(f"no {name}[.gz] in {self.folder}: {instead}, data.download=true fetches them")
 
 
 def content(path: Path, name: str) -> bytes:

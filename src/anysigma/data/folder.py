@@ -45,7 +45,7 @@ class ImageFolder:
         cache: str = "logs/cache/data",
     ):
         if root is None:
-            raise FileNotFoundError("data.source.root=null: no folder is named; data.source.root=FOLDER names one")
+            raise FileNotFoundError("data.root=null: no folder is named; data.root=FOLDER names one")
         if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
             raise ValueError(f"data.shape={list(shape)}: [C, H, W] with 1 or 3 channels is what files can give")
         if crop not in ("center", "none"):
@@ -134,8 +134,8 @@ def listing(root: Path) -> list[tuple[str, int, int]]:
 
     def refuse(error: OSError) -> None:
         if isinstance(error, PermissionError):
-            raise PermissionError(f"data.source.root={root}: no permission to read {error.filename}")
-        raise FileNotFoundError(f"data.source.root={root}: no such folder" if error.filename == str(root) else str(error))
+            raise PermissionError(f"data.root={root}: no permission to read {error.filename}")
+        raise FileNotFoundError(f"data.root={root}: no such folder" if error.filename == str(root) else str(error))
 
     found = []
     for folder, inner, names in os.walk(str(root), onerror=refuse):
@@ -146,7 +146,7 @@ def listing(root: Path) -> list[tuple[str, int, int]]:
                 found.append((path.relative_to(root).as_posix(), *_size_and_date(path)))
     if len(found) < 2:
         least = "at least two are needed, one to train on and one to hold out"
-        raise ValueError(f"data.source.root={root}: {len(found)} files named {', '.join(SUFFIXES)} below it; {least}")
+        raise ValueError(f"data.root={root}: {len(found)} files named {', '.join(SUFFIXES)} below it; {least}")
     return sorted(found)
 
 

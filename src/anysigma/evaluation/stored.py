@@ -22,8 +22,8 @@ def opened(
 ) -> Evaluation:  # fmt: skip
     """What evaluates a checkpoint: five nodes of its config, checked, then built; the rest of it is never looked at.
 
-    `features`: a node with a `_target_`, or what to change of the run's own (weights_path); `data`: what to change of
-    the run's (root, download, batch size, workers). Raises ValueError, in one line, for a checkpoint that asks for more.
+    `features`, `data`: a node with a `_target_` in place of the run's own, or what to change of that one (weights_path;
+    root, download, batch size, workers). Raises ValueError, in one line, for a checkpoint that asks for more.
     """
     checkpoint = read(path)
     nodes = stored(checkpoint["config"], features or {}, data or {})
@@ -50,7 +50,7 @@ def stored(config: dict[str, Any], features: dict[str, Any], data: dict[str, Any
         raise ConfigError(f"the checkpoint's config holds no {lacking[0]}")
     nodes = {name: elsewhere(config[name]) for name in TAKEN}
     nodes["features"] = features if "_target_" in features else changed(nodes["features"], features)
-    nodes["data"] = changed(nodes["data"], data)
+    nodes["data"] = data if "_target_" in data else changed(nodes["data"], data)
     if "shape" in nodes["features"]:
         nodes["features"]["shape"] = nodes["data"].get("shape")
     check(nodes)

@@ -159,12 +159,12 @@ class TrainingJob:
         callbacks = [c for name, c in self.callbacks.items() if name not in measures]
         if features is not None:
             callbacks += [c(features=features) for c in measures.values()]
-        per_step = self.data.batch_size * self.trainer.keywords.get("accumulate_grad_batches", 1)
         trainer = self.trainer(
             **hardware.lightning(), callbacks=callbacks, logger=loggers, default_root_dir=folder, max_epochs=1,
             use_distributed_sampler=False, enable_model_summary=False, num_sanity_val_steps=0,
         )  # fmt: skip
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO(asdict(facts), per_step * trainer.world_size)
+        self.data.share(trainer.world_size, trainer.accumulate_grad_batches)  # refused here, before processes start
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO(asdict(facts), trainer.accumulate_grad_batches)
         return trainer
 
 

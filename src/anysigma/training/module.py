@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,7 +21,7 @@ class DiffusionModule(LightningModule):
 
     `optimizer`: parameters → optimiser; `ema`: denoiser → EMA; `warmup`: steps over which the learning rate rises
     linearly from 0; `seed`: t, ε and dropout of micro-step i on rank r are a function of (seed, r, i) alone;
-    `block`: images sampled at once.
+    `block`: images sampled at once. `images_seen` counts training images, of all processes.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class DiffusionModule(LightningModule):
         self.denoiser, self.objective, self.sampler, self.optimizer = denoiser, objective, sampler, optimizer
         self.ema = ema(denoiser)
         self.shape, self.warmup, self.seed, self.block = tuple(shape), warmup, seed, block
+        self.images_seen = 0
 
     def training_step(self, x_0: Tensor, batch_idx: int) -> Tensor:
         """An estimate of L_γ/(T·d) on one micro-batch."""
@@ -63,6 +65,15 @@ class DiffusionModule(LightningModule):
         k = self.global_step
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.ema.update(self.denoiser, k)
+        self.images_seen += self.trainer.datamodule.batch_size
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Every file holds the images seen, the weights-only ones too."""
+        checkpoint["images_seen"] = self.images_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The count goes on."""
+        self.images_seen = checkpoint["images_seen"]
 
     def sample(self, ks: Sequence[int], sampler: Sampler | None = None, seed: int = 0, block: int | None = None) -> Tensor:
         """Images k in `ks`, `[n, C, H, W]` about [-1, 1], from the averaged weights, `block` at once."""

@@ -22,26 +22,22 @@ class Rates(Periodic):
         self._losses: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._since = (time.perf_counter(), trainer.global_step)
+        self._since = (time.perf_counter(), module.images_seen)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *rest: Any) -> None:
-        self._losses.append(outputs["loss"].detach())  # read only every `every` steps: no wait for the device
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning has divided it by them
+        self._losses.append(loss)  # read only every `every` steps: no wait for the device
         super().on_train_batch_end(trainer, module, outputs, *rest)
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
-        (then, step), now = self._since, time.perf_counter()
-        images = (trainer.global_step - step) * images_per_step(trainer)
-        self._since = (now, trainer.global_step)
+        (then, seen), now = self._since, time.perf_counter()
+        images = module.images_seen - seen
+        self._since = (now, module.images_seen)
         lr = trainer.optimizers[0].param_groups[0]["lr"]
         loss = torch.stack(self._losses).mean()
         self._losses.clear()
         loss = trainer.strategy.reduce(loss, reduce_op="mean").item()
         report(trainer, {"train/loss": loss, "train/images_per_s": images / (now - then), "train/lr": lr})
-
-
-def images_per_step(trainer: Trainer) -> int:
-    """Images of one optimiser step, over all ranks and micro-steps."""
-    return trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
 
 class Progress(RichProgressBar):
