@@ -66,7 +66,7 @@ def test_every_layer_has_the_same_groups_and_epsilon(channels, multipliers, grou
 
 
 REFUSED = {
-    "groups=32: must divide model.channels=16; null: 4": {"groups": 32, "multipliers": (2, 4)},
+    "groups=32: must divide model.channels=16; null gives 4": {"groups": 32, "multipliers": (2, 4)},
     "groups=0: must divide": {"groups": 0},
     "groups=-8: must divide": {"groups": -8},
     "norm_eps=0": {"norm_eps": 0},

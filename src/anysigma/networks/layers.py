@@ -52,7 +52,7 @@ def groups_for(channels: int, groups: int | None = None) -> int:
     if groups is None:
         return max(g for g in range(1, 33) if channels % g == 0 and (4 * g <= channels or g == 1))
     if groups < 1 or channels % groups:
-        raise ValueError(f"model.groups={groups}: must divide model.channels={channels}; null: {groups_for(channels)}")
+        raise ValueError(f"model.groups={groups}: must divide model.channels={channels}; null gives {groups_for(channels)}")
     return groups
 
 
