@@ -41,9 +41,7 @@ def test_a_resumed_run_leaves_it_alone(tmp_path):
 
 
 def test_points_of_a_plane_are_no_picture(tmp_path):
-    train_here(
-        tmp_path, "data=rings", "model=mlp", *WORDS, "~callbacks.grid", "~callbacks.distance", "callbacks.best.every=1"
-    )
+    train_here(tmp_path, "data=rings", "model=mlp", *WORDS, "~callbacks.grid", "~callbacks.distance")
     assert not (tmp_path / "samples/data.png").exists()
 
 

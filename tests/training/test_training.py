@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,12 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from anysigma.compose import config
-from anysigma.compose.config import build, plain
-from anysigma.report.results import Result
+from anysigma.compose.checks import check_train
+from anysigma.compose.config import build
 from anysigma.runs.checkpoint import read
+from anysigma.runs.identity import identity
+from anysigma.runs.listing import reached
+from anysigma.training.job import Facts, finish
 
 ROOT = Path(__file__).parents[2]
 config.register()
@@ -34,24 +38,24 @@ def command(script, *words, cwd, check=True, **environment):
     return done
 
 
-class NoStudy:
-    """Stands in where the final figure does not matter."""
-
-    block, seed = 64, 0
-
-    def run(self, *_):
-        return Result("none")
-
-
-def train_here(folder, *words, study=None):
-    """A run in this process; returns its last checkpoint."""
+def train_here(folder, *words):
+    """A run in this process, without its final figures; returns its last checkpoint."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", ["debug=true", "logger=csv", "~callbacks.progress", *words])
-    torch.manual_seed(cfg.seed)
-    job = build(cfg.job)
-    job.study = study or NoStudy()
-    assert job.run(folder, plain(cfg)) == 0
+        node = check_train(compose("train", ["debug=true", "logger=csv", "~callbacks.progress", *words]))
+    torch.manual_seed(node["seed"])
+    facts = Facts({name: value for name, value in node.items() if name != "job"}, identity(node))
+    if reached(folder, facts.identity) < node["trainer"]["max_steps"]:
+        outcome = build(node["job"]).run(folder, facts)
+        assert outcome.code == 0
+        finish(outcome.loggers, 0)
     return read(folder / "checkpoints" / "last.ckpt")
+
+
+def results(place, run="first"):
+    """The evaluation that a run's results.json points to: its folder and content."""
+    pointer = json.loads((place / f"logs/train/{run}/results.json").read_text())
+    folder = place / pointer["evaluation"]
+    return folder, json.loads((folder / "results.json").read_text())
 
 
 def same_weights(a, b):
@@ -70,8 +74,9 @@ def place(tmp_path_factory):
 def test_a_run_ends_with_its_grid_its_distance_and_its_folder(place):
     said = (place / "said").read_text()
     assert "finished at step 20" in said and "fd_digits" in said and "floor" in said
-    assert "logs/train/first/samples/grid.png" in said and "evaluate.py checkpoint=first" in said
-    assert Image.open(place / "logs/train/first/samples/grid.png").size[0] > 500
+    folder, _ = results(place)
+    assert f"{folder.relative_to(place)}/grid.png" in said and "evaluate.py checkpoint=first" in said
+    assert Image.open(folder / "grid.png").size[0] > 500 and said.count("fd_digits ") == 1  # said once
 
 
 def test_everything_lies_below_logs(place):
@@ -85,11 +90,11 @@ def test_the_same_numbers_lie_in_csv_and_results(place):
     assert len(found) == len(rows)  # nothing twice
     for metric in ("train/loss", "train/images_per_s", "train/lr", "held_out/loss", "distance/fd_digits"):
         assert (metric, "20") in found
-    results = json.loads((place / "logs/train/first/results.json").read_text())
-    row = results["rows"][0]
+    _, content = results(place)
+    row = content["rows"][0]
     assert row["value"] == found["final/fd_digits", "20"] and row["metric"] == "fd_digits"
-    assert {"study", "metric", "value", "error", "floor", "n", "params", "card"} <= row.keys()
-    card = results["cards"][row["card"]]
+    assert {"study", "metric", "value", "error", "floor", "n", "params", "better", "card"} <= row.keys()
+    card = content["cards"][row["card"]]
     assert (
         card["S"] == 50 and card["step"] == 20 and card["weights"].startswith("ema") and len(card["features_sha256"]) == 64
     )
@@ -99,9 +104,9 @@ def test_the_offline_wandb_run_holds_distance_and_images(place):
     (file,) = (place / "logs/train/first/wandb").glob("offline-run-*/*.wandb")
     wandb = Path(sys.executable).parent / "wandb"
     done = subprocess.run([wandb, "leet", "inspect", "--summary", file], capture_output=True, text=True, cwd=place)
-    results = json.loads((place / "logs/train/first/results.json").read_text())
+    _, content = results(place)
     summary = dict(line.split(None, 1) for line in done.stdout.splitlines() if len(line.split(None, 1)) == 2)
-    assert float(summary["final/fd_digits"]) == pytest.approx(results["rows"][0]["value"])
+    assert float(summary["final/fd_digits"]) == pytest.approx(content["rows"][0]["value"])
     assert "distance/fd_digits" in done.stdout and "finished (exit code 0)" in done.stdout
     assert summary["schedule.T"] == "1000"  # the config
     pictures = {p.parent.name for p in file.parent.rglob("media/images/**/*.png")}
@@ -110,11 +115,45 @@ def test_the_offline_wandb_run_holds_distance_and_images(place):
 
 def test_the_same_command_shows_the_result_and_trains_no_more(place):
     before = (place / "logs/train/first/checkpoints/last.ckpt").stat().st_mtime_ns
+    folder, _ = results(place)
+    measured = (folder / "results.json").stat().st_mtime_ns
     said = command("train.py", "debug=true", "run=first", cwd=place).stdout
-    assert "finished at step 20" in said and "another" in said
+    assert "finished at step 20" in said and "another" in said and "fd_digits" in said
     assert (place / "logs/train/first/checkpoints/last.ckpt").stat().st_mtime_ns == before
+    assert (folder / "results.json").stat().st_mtime_ns == measured
     refused = command("train.py", "debug=true", "run=first", "resume=never", cwd=place, check=False)
     assert refused.returncode == 2 and "already holds a run" in refused.stderr
+
+
+def test_train_once_sample_with_any_sigma(place):
+    """Another sampler measures the run that is there and trains nothing; evaluate.py finds the same folder."""
+    before = (place / "logs/train/first/checkpoints/last.ckpt").stat().st_mtime_ns
+    first, _ = results(place)
+    words = ["sampler=ddpm", "sampler.steps=4", "debug=true", "logger=csv"]
+    said = command("train.py", "run=first", *words, cwd=place).stdout
+    assert "Epoch" not in said and (place / "logs/train/first/checkpoints/last.ckpt").stat().st_mtime_ns == before
+    folder, content = results(place)
+    assert folder != first and content["rows"][0]["params"]["sigma"] == "Eta(eta=1.0)" and first.is_dir()
+    shards = sorted(path.stat().st_mtime_ns for path in folder.rglob("*.npy"))
+    again = command("evaluate.py", "checkpoint=first", *words, cwd=place).stdout
+    assert f"folder   {folder.relative_to(place)}" in again  # and takes the images that lie there
+    assert sorted(path.stat().st_mtime_ns for path in folder.rglob("*.npy")) == shards
+    assert json.loads((folder / "results.json").read_text())["rows"][0]["value"] == content["rows"][0]["value"]
+    shutil.rmtree(folder)
+    command("train.py", "debug=true", "run=first", cwd=place)  # the pointer is as it was
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("schedule=linear", "schedule=Linear: logs/train/first holds a run with schedule=Cosine; run=NAME starts another"),
+        ("optimizer.adam.lr=1e-5", "optimizer.adam.lr=1e-05: logs/train/first holds a run with optimizer.adam.lr=0.002"),
+        ("data.batch_size=64", "data.batch_size=64: logs/train/first holds a run with data.batch_size=128"),
+    ],
+)
+def test_a_folder_of_another_identity_is_refused_with_the_first_line_that_differs(place, word, message):
+    refused = command("train.py", "debug=true", "run=first", word, cwd=place, check=False)
+    assert refused.returncode == 2 and message in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
 
 
 def test_the_checkpoints_hold_what_an_evaluation_needs(place):
@@ -130,16 +169,17 @@ def test_the_checkpoints_hold_what_an_evaluation_needs(place):
 def test_evaluate_any_sampler_of_the_run(place):
     words = ["checkpoint=first", "sampler.steps=10", "sampler.eta=0.5", "n=70", "sets=2", "save=npz", "study.block=32"]
     said = command("evaluate.py", *words, cwd=place).stdout
-    (folder,) = (place / "logs/evaluate/first").iterdir()
-    results = json.loads((folder / "results.json").read_text())
-    assert results["rows"][0]["params"] == {
+    own, _ = results(place)
+    (folder,) = set((place / "logs/evaluate/first").iterdir()) - {own}
+    content = json.loads((folder / "results.json").read_text())
+    assert content["rows"][0]["params"] == {
         "sampler": "Generalized",
         "S": 10,
         "sigma": "Eta(eta=0.5)",
         "tau": "Uniform()",
         "clip": True,
     }
-    assert f"fd_digits {results['rows'][0]['value']:.2f}" in said
+    assert f"fd_digits {content['rows'][0]['value']:.2f}" in said
     assert np.load(folder / "images.npz")["arr_0"].shape == (140, 8, 8, 1)
     assert {p.name for p in folder.glob("*.png")} == {"grid.png", "trajectory.png"}
 
@@ -152,7 +192,7 @@ REFUSED = [
     ("save=jpg", "save=jpg: png, npz or null"),
     ("which=worst", "which=worst: last or best"),
     ("weights=both", "weights=both: ema"),
-    ("data.workers=3", "data.workers=3: the run's data has no such setting"),
+    ("data.workers=3", "data.workers: anysigma.data.datamodule.ImageDataModule takes no such argument"),
 ]
 
 
@@ -177,7 +217,7 @@ def test_evaluate_alone_lists_the_runs(place):
 def test_a_cut_run_goes_on_bit_for_bit(tmp_path):
     whole = train_here(tmp_path / "whole")
     train_here(tmp_path / "cut", "trainer.max_steps=13")
-    resumed = train_here(tmp_path / "cut")
+    resumed = train_here(tmp_path / "cut")  # the number of steps makes no other run
     assert resumed["step"] == whole["step"] == 20 and same_weights(whole, resumed)
     for run in ("whole", "cut"):  # and the record shows each number once
         with open(tmp_path / run / "metrics.csv") as file:
@@ -214,12 +254,46 @@ def test_without_features_training_goes_on_and_best_watches_the_held_out_loss(tm
     assert "fd_" not in (tmp_path / "metrics.csv").read_text()
 
 
+def test_best_is_saved_when_what_it_watches_is_made(tmp_path):
+    """Also at the end, where the distance is made though the step is no multiple of `every`."""
+    words = ["trainer.max_steps=13", "callbacks.distance.every=8", "callbacks.held_out.every=3"]
+    train_here(tmp_path, *words)
+    with open(tmp_path / "metrics.csv") as file:
+        found = {int(r["step"]): float(r["value"]) for r in csv.DictReader(file) if r["metric"] == "distance/fd_digits"}
+    assert sorted(found) == [8, 13] and read(tmp_path / "checkpoints/best.ckpt")["step"] == min(found, key=found.get)
+
+
+def test_a_study_that_fails_costs_the_figures_and_not_the_run(tmp_path):
+    words = ["debug=true", "logger=csv", "run=a"]
+    failed = command("train.py", *words, "study.n=4000", cwd=tmp_path, check=False)
+    assert failed.returncode == 1 and "trained and saved, but not measured: n=4000" in failed.stderr
+    assert read(tmp_path / "logs/train/a/checkpoints/last.ckpt")["step"] == 20
+    done = command("train.py", *words, "features=none", cwd=tmp_path)
+    assert "no distance: this data set has no feature network" in done.stdout and "Epoch" not in done.stdout
+
+
+def test_time_counts_from_this_start_so_that_jobs_can_be_chained(tmp_path):
+    words = [
+        "debug=true",
+        "logger=csv",
+        "run=a",
+        "features=none",
+        "trainer.max_steps=100000",
+        "trainer.max_time=00:00:00:03",
+    ]
+    steps = []
+    for _ in range(2):
+        said = command("train.py", *words, cwd=tmp_path).stdout
+        steps.append(read(tmp_path / "logs/train/a/checkpoints/last.ckpt")["step"])
+        assert f"time is up at step {steps[-1]} and saved; the same command goes on from there" in said
+    assert steps[1] > steps[0] + 3 and not (tmp_path / "logs/train/a/results.json").exists()
+
+
 def test_the_slides_ten_steps(tmp_path):
     """T = 10 and 10 → 8 → 6 → 4 → 2 → 0, from the command line to images."""
     words = ["schedule=linear", "schedule.T=10", "sampler.tau=[10,8,6,4,2,0]", "debug=true", "logger=csv", "run=slides"]
     command("train.py", *words, cwd=tmp_path)
-    results = json.loads((tmp_path / "logs/train/slides/results.json").read_text())
-    assert results["rows"][0]["params"]["S"] == 5
+    assert results(tmp_path, "slides")[1]["rows"][0]["params"]["S"] == 5
 
 
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
