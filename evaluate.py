@@ -11,8 +11,6 @@ from anysigma.compose.checks import check_evaluate
 from anysigma.compose.cli import entry, task
 from anysigma.compose.config import build, command, output_folder, register
 from anysigma.compose.targets import ConfigError
-from anysigma.evaluation.record import Record
-from anysigma.evaluation.stored import opened
 from anysigma.machine.distributed import shown
 from anysigma.metrics.card import versions
 from anysigma.report.figures import collect
@@ -39,6 +37,9 @@ def main(cfg: DictConfig) -> None:
         print(shown(write_report(folder, collect(cfg.report))))
         return
     node = check_evaluate(cfg)
+    from anysigma.evaluation.record import Record
+    from anysigma.evaluation.stored import opened  # Lightning and what comes with it: after the checks
+
     study, sampler = build(node["study"]), build(node["sampler"])
     record = Record(folder, build(node["logger"]), {"command": command(), "config": node, "versions": versions()})
     if cfg.checkpoint is not None:

@@ -10,7 +10,6 @@ import anysigma  # noqa: F401  first: it makes torch and torchvision meet
 from anysigma.compose.checks import check_train
 from anysigma.compose.cli import entry, task
 from anysigma.compose.config import build, command, output_folder, register, study_word
-from anysigma.evaluation.final import final_figures
 from anysigma.metrics.card import versions
 from anysigma.runs.checkpoint import find
 from anysigma.runs.identity import identity
@@ -27,6 +26,8 @@ def main(cfg: DictConfig) -> None:
     node, folder = check_train(cfg), Path(output_folder())
     if cfg.resume == "never":
         refuse_if_not_empty(folder)
+    from anysigma.evaluation.final import final_figures  # Lightning and what comes with it: after the checks
+
     loggers = build(node["logger"])
     step, who = reached(folder, identity(node)), identity(node)
     if step < cfg.trainer.max_steps:
