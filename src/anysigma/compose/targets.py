@@ -58,7 +58,7 @@ class Allowed:
 
     def require(self, node: dict[str, Any], path: str) -> None:
         """Raises ConfigError unless the node at `path` may be built there."""
-        named = Named(node["_target_"], bool(node.get("_partial_", False)))
+        named = Named(str(node["_target_"]), bool(node.get("_partial_", False)))
         if hidden := sorted(HIDDEN & node.keys()):
             raise ConfigError(f"{path}.{hidden[0]}: only _target_ and _partial_ may stand beside a target's arguments")
         if named in self.at(path):

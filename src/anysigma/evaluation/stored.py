@@ -32,8 +32,8 @@ def opened(
     denoiser = Denoiser(build(nodes["model"]), GaussianProcess(schedule), build(nodes["parameterization"]))
     config = checkpoint["config"]
     card = {"checkpoint": str(path), "step": checkpoint["step"], "schedule": nodes["schedule"], "weights": weights}
-    if weights == "ema":
-        card["weights"] = f"ema {config.get('ema', {}).get('decay')}"
+    if weights == "ema" and isinstance(ema := config.get("ema"), dict):
+        card["weights"] = f"ema {ema.get('decay')}"
     return Evaluation(
         denoiser=load_weights(denoiser, checkpoint, weights),
         data=build(nodes["data"]),
@@ -48,12 +48,15 @@ def stored(config: dict[str, Any], features: dict[str, Any], data: dict[str, Any
     """The five nodes, without what belongs to another machine and with what is asked for in its place; checked."""
     if lacking := [name for name in TAKEN if not isinstance(config.get(name), dict)]:
         raise ConfigError(f"the checkpoint's config holds no {lacking[0]}")
-    nodes = {name: elsewhere(config[name]) for name in TAKEN}
-    nodes["features"] = features if "_target_" in features else changed(nodes["features"], features)
-    nodes["data"] = data if "_target_" in data else changed(nodes["data"], data)
-    if "shape" in nodes["features"]:
-        nodes["features"]["shape"] = nodes["data"].get("shape")
-    check(nodes)
+    try:
+        nodes = {name: elsewhere(config[name]) for name in TAKEN}
+        nodes["features"] = features if "_target_" in features else changed(nodes["features"], features)
+        nodes["data"] = data if "_target_" in data else changed(nodes["data"], data)
+        if "shape" in nodes["features"]:
+            nodes["features"] = {**nodes["features"], "shape": nodes["data"].get("shape")}
+        check(nodes)
+    except RecursionError:
+        raise ConfigError("the checkpoint's config is nested too deeply to be one of ours") from None
     return nodes
 
 

@@ -15,6 +15,7 @@ from anysigma.diffusion.denoiser import Denoiser
 
 FORMAT = 2
 SUFFIX = ".ckpt"
+HOLDS = {"config": dict, "format": int, "step": int, "state_dict": dict}
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
@@ -51,8 +52,10 @@ def read(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise ValueError(f"checkpoint {path}: truncated, or no file of ours ({type(error).__name__})") from None
-    if not isinstance(checkpoint, dict) or not {"config", "format", "step", "state_dict"} <= checkpoint.keys():
-        raise ValueError(f"checkpoint {path}: not written by anysigma (no config, format, step, state_dict)")
+    if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), kind) for k, kind in HOLDS.items()):
+        raise ValueError(f"checkpoint {path}: not written by anysigma (no {', '.join(HOLDS)})")
+    if not all(isinstance(tensor, Tensor) for tensor in checkpoint["state_dict"].values()):
+        raise ValueError(f"checkpoint {path}: its state_dict holds more than tensors")
     if checkpoint["format"] != FORMAT:
         raise ValueError(f"checkpoint {path}: format {checkpoint['format']}, this version reads {FORMAT}")
     return checkpoint

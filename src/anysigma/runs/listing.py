@@ -33,7 +33,7 @@ def reached(folder: Path, identity: dict[str, Any]) -> int:
     if not last(folder).exists():
         return 0
     checkpoint = read(last(folder))
-    if found := first_difference(checkpoint["identity"], identity):
+    if found := first_difference(checkpoint.get("identity"), identity):
         key, theirs, ours = found[0].removesuffix("._target_"), said(found[1]), said(found[2])
         raise ValueError(f"{key}={ours}: {shown(folder)} holds a run with {key}={theirs}; run=NAME starts another")
     return checkpoint["step"]
