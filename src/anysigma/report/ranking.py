@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anysigma.report.figures import WAYS, Figure, Kind, agreed, collect, figures, said, varying, written
+from anysigma.report.figures import WAYS, Figure, Kind, agreed, collect, figures, phrase, said, varying, written
 from anysigma.report.results import Table
 
 # What one compares. Every other line of the card is the protocol and has to agree.
@@ -82,7 +82,9 @@ def _ranked(kind: Kind, sources: dict[str, list[Figure]], across: tuple[str, ...
     left_out = sum(map(len, by_protocol.values())) - sum(map(len, whole))
     notes = [f"{left_out} more without a counterpart of the same protocol are left out."] if left_out else []
     notes += [f"Ranked across {', '.join(across)}."] if across else []
-    return [ranking(group, notes) for group in whole]
+    apart = varying([protocol(group[0][1], across) for group in whole])
+    which = [phrase({line: group[0][1].setting.get(line) for line in apart}) for group in whole]
+    return [ranking(group, words, notes) for group, words in zip(whole, which, strict=True)]
 
 
 def _refusal(kind: Kind, sources: dict[str, list[Figure]], across: tuple[str, ...]) -> str:
@@ -102,8 +104,11 @@ def _refusal(kind: Kind, sources: dict[str, list[Figure]], across: tuple[str, ..
     )
 
 
-def ranking(group: Sequence[tuple[str, Figure]], notes: Sequence[str] = ()) -> Table:
-    """Figures of a kind, best first; each beside the first above that is less than two combined standard errors away."""
+def ranking(group: Sequence[tuple[str, Figure]], which: str = "", notes: Sequence[str] = ()) -> Table:
+    """Figures of a kind, best first; each beside the first above that is less than two combined standard errors away.
+
+    `which`: what sets their protocol apart from that of others.
+    """
     first = group[0][1]
     way = first.row.better
     order = sorted(group, key=lambda pair: -way * pair[1].row.value) if way else list(group)
@@ -118,7 +123,8 @@ def ranking(group: Sequence[tuple[str, Figure]], notes: Sequence[str] = ()) -> T
     ]  # fmt: skip
     how = WAYS[way] + ("" if way else ": not ranked")
     notes = ["Not distinguishable: less than two combined standard errors apart.", *notes] if way else notes
-    return Table(f"{first.row.name} · {first.title}, {how}", ["", "", *lines, "value", "floor", ""], body, " ".join(notes))
+    title = ", ".join(filter(None, [f"{first.row.name} · {first.title}", which, how]))
+    return Table(title, ["", "", *lines, "value", "floor", ""], body, " ".join(notes))
 
 
 def remark(order: Sequence[tuple[str, Figure]], place: int, way: int) -> str:

@@ -89,11 +89,11 @@ def listing(runs: Path = RUNS, *, names: bool = False) -> Iterator[str]:
         if names:
             yield str(folder.relative_to(runs))
             continue
+        results = folder / "results.json"
         try:
             step = read(path)["step"]
+            lines = read_results(results)["lines"] if results.exists() else ["not finished"]
         except ValueError as error:
             yield f"{folder.relative_to(runs)}  {error}"
             continue
-        results = folder / "results.json"
-        lines = read_results(results)["lines"] if results.exists() else ["not finished"]
         yield f"{folder.relative_to(runs)}  step {step}  {'; '.join(lines)}"

@@ -132,8 +132,8 @@ def report(result: Result, denoiser: Denoiser, jump: Tensor, mean: Tensor, sprea
         "one_step_sd": ("standard deviation over images, one step", apart, None),
         "data_sd": ("standard deviation over images, data", spread, None),
     }
-    for metric, (_, value, error) in figures.items():
-        result.rows.append(Row(metric, value, error, len(jump), {"T": denoiser.process.T}))
+    for metric, (what, value, error) in figures.items():
+        result.rows.append(Row(metric, value, error, len(jump), {"T": denoiser.process.T}, label=what))
     rows = [[what, f"{value:.4g}" + (f" ± {error:.1g}" if error else "")] for what, value, error in figures.values()]
     note = (
         "root mean squares a dimension on [-1, 1], ± standard error over images; an x_0 or v output misses the data's own"

@@ -100,9 +100,12 @@ def report(result: Result, seconds: dict[int, torch.Tensor], block: int) -> None
     """Rows, table, plot and a line from the seconds a block, `[repeats]` at every S."""
     rates = {S: block / each for S, each in seconds.items()}
     for S, each in seconds.items():
-        for metric, values, better in (("images_per_second", rates[S], 1), ("seconds_per_image", each / block, -1)):
+        for metric, values, better, label in (
+            ("images_per_second", rates[S], 1, "Images a second"),
+            ("seconds_per_image", each / block, -1, "Seconds an image"),
+        ):
             value, error = mean_and_error(values)
-            result.rows.append(Row(metric, value, error, len(each), {"S": S, "block": block}, better))
+            result.rows.append(Row(metric, value, error, len(each), {"S": S, "block": block}, better, label=label))
     rows = [
         [str(S), f"{rate.mean():.4g}", f"{rate.min():.4g} to {rate.max():.4g}", f"{seconds[S].mean() / block:.3g}"]
         for S, rate in rates.items()
