@@ -22,6 +22,9 @@ class Periodic(Callback):
         """What is done; on every rank."""
         raise NotImplementedError
 
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._acted_at = trainer.global_step  # a run that goes on has acted there, and its first micro-step stays there
+
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         step = trainer.global_step  # does not move between accumulated micro-steps
         due = step % self.every == 0 or step == trainer.max_steps
