@@ -22,7 +22,6 @@ class Rates(Periodic):
         self._losses: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        super().on_train_start(trainer, module)
         self._since = (time.perf_counter(), module.images_seen)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *rest: Any) -> None:
