@@ -210,35 +210,41 @@ def test_v_mse_weighs_every_v_alike_and_min_snr_is_its_formula(ends_at_zero):
 # --- t -------------------------------------------------------------------------------------------------------------
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+def uniforms(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_uniform_is_the_default_and_one_call_of_randint():
-    t, weight = LGamma(Simple()).draw_t(64, 1000, seeded())
-    assert torch.equal(t, torch.randint(1, 1001, (64,), generator=seeded())) and torch.equal(weight, torch.ones(64))
-    assert LGamma(Simple()).draw == Uniform()
+def test_uniform_is_the_default_and_looks_at_each_u_alone():
+    u = uniforms(64)
+    t, weight = LGamma(Simple()).draw_t(u, 1000)
+    assert t.tolist() == [1 + int(one * 1000) for one in u.tolist()] and torch.equal(weight, torch.ones(64))
+    assert torch.equal(t[10:20], Uniform()(u[10:20], 1000)[0]) and LGamma(Simple()).draw == Uniform()
 
 
 @pytest.mark.parametrize("B, T", [(1, 1), (1, 10), (7, 10), (10, 10), (40, 10), (128, 1000), (37, 100)])
 def test_a_stratified_batch_has_one_t_in_each_part(B, T):
     for seed in range(20):
-        t, weight = LGamma(Simple(), Stratified()).draw_t(B, T, seeded(seed))
+        t, weight = LGamma(Simple(), Stratified()).draw_t(uniforms(B, seed=seed), T)
         assert t.dtype == torch.long and t.shape == (B,) and torch.equal(weight, torch.ones(B))
         for i, one in enumerate(sorted(t.tolist())):
             assert 1 + i * T // B <= one <= min(1 + (i + 1) * T // B, T)
 
 
 def test_a_stratified_batch_of_T_is_a_permutation_of_1_to_T():
-    t = Stratified()(1000, 1000, seeded())[0]
+    t = Stratified()(uniforms(1000), 1000)[0]
     assert torch.equal(t.sort().values, torch.arange(1, 1001)) and not torch.equal(t, torch.arange(1, 1001))
-    assert (torch.bincount(Stratified()(40, 10, seeded())[0])[1:] == 4).all()
+    assert (torch.bincount(Stratified()(uniforms(40), 10)[0])[1:] == 4).all()
+
+
+def test_the_largest_u_of_a_batch_gets_the_largest_t():
+    u = uniforms(50)
+    t = Stratified()(u, 10_000)[0]
+    assert torch.equal(t.argsort(), u.argsort())
 
 
 def test_every_place_of_a_stratified_batch_is_uniform():
     n, B, T = 6000, 7, 10
-    generator = seeded()
-    draws = torch.stack([Stratified()(B, T, generator)[0] for _ in range(n)])
+    draws = torch.stack([Stratified()(u, T)[0] for u in uniforms(n, B)])
     for place in range(B):
         counts = torch.bincount(draws[:, place], minlength=T + 1)[1:]
         assert (counts - n / T).abs().max() < 5 * (n / T * (1 - 1 / T)) ** 0.5
@@ -247,9 +253,26 @@ def test_every_place_of_a_stratified_batch_is_uniform():
     assert (counts - n * B / T).abs().max() < 5 * (n * B / T * (1 - 1 / T)) ** 0.5
 
 
+@pytest.mark.parametrize("B", [2, 5])
+def test_within_its_part_every_t_is_uniform_and_independent_of_the_others_and_of_the_order(B):
+    """Malmquist's ratios, against what they must be: n batches of B parts of 100 steps, each t by its place in its part."""
+    n, steps = 20_000, 100
+    u = uniforms(n, B, seed=1)
+    t = torch.stack([Stratified()(one, B * steps)[0] for one in u]) - 1
+    part, within = t // steps, (t % steps + 0.5) / steps
+    assert torch.equal(part, u.argsort(1).argsort(1))  # the part is the rank
+    within_by_part = torch.empty_like(within).scatter(1, part, within)
+    for x in (*within.T, *within_by_part.T):
+        assert (torch.histc(x, 10, 0, 1) - n / 10).abs().max() < 5 * (n / 10 * 0.9) ** 0.5
+    together = torch.cat([within_by_part, part[:, :-1].double()], 1)
+    for y in (together, (together - together.mean(0) - 0.1).square()):
+        correlation = torch.corrcoef(y.T)[:B].fill_diagonal_(0)  # of each place with all others and with the order
+        assert correlation.abs().max() < 4.5 / n**0.5
+
+
 def test_a_stratified_mean_scatters_less_than_a_uniform_one():
     means = {
-        rule: torch.stack([rule(32, 1000, seeded(s))[0].double().square().mean() for s in range(300)])
+        rule: torch.stack([rule(u, 1000)[0].double().square().mean() for u in uniforms(300, 32)])
         for rule in (Uniform(), Stratified())
     }
     truth = torch.arange(1, 1001).double().square().mean()
@@ -258,11 +281,18 @@ def test_a_stratified_mean_scatters_less_than_a_uniform_one():
     assert (stratified.mean() - truth).abs() < 5 * stratified.std() / 300**0.5
 
 
-def test_rounding_carries_no_t_beyond_T(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda *shape, dtype, **_: torch.full(shape, 1 - 2**-53, dtype=dtype))
-    assert Stratified()(128, 1000, seeded())[0].max() == 1000
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_no_u_carries_t_out_of_1_to_T(u, dtype):
+    """All alike, which chance does not give: also 0/0, and ratios of 1."""
+    same = torch.full((128,), u, dtype=torch.float64).to(dtype)
+    for rule in (Uniform(), Stratified()):
+        t = rule(same, 1000)[0]
+        assert t.min() >= 1 and t.max() <= 1000
 
 
-def test_stratified_follows_its_generator():
-    first, again, other = (Stratified()(100, 1000, seeded(s))[0] for s in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+@pytest.mark.parametrize("rule", [Uniform(), Stratified()])
+def test_t_is_a_function_of_u(rule):
+    one, other = uniforms(100), uniforms(100, seed=1)
+    t, again, another = (rule(u, 1000)[0] for u in (one, one.clone(), other))
+    assert torch.equal(t, again) and not torch.equal(t, another)

@@ -4,15 +4,15 @@ import torch
 from conftest import point_mass, randn, randomized
 
 from anysigma.diffusion.denoiser import Denoiser
-from anysigma.diffusion.noise import ImageNoise, stream, stream_seed
+from anysigma.diffusion.noise import LOW, Draws, ImageNoise, philox, stream_seed
 from anysigma.diffusion.parameterizations import Eps
 from anysigma.diffusion.samplers.base import generate
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.tau import Trailing
 from anysigma.networks.unet import UNet
 
-# More than 16 values and fewer: torch fills short and long tensors by different code.
-SHAPES = [(2, 1, 1), (3, 5, 7)]
+# Fewer numbers than one counter gives, a rest, and enough for vectors and threads.
+SHAPES = [(2, 1, 1), (3, 5, 7), (3, 32, 32)]
 SHAPE = (1, 8, 8)
 
 
@@ -56,9 +56,9 @@ def test_noise_does_not_depend_on_the_order_or_the_neighbours(shape):
         assert torch.equal(noise, whole[k]), k
 
 
-def test_image_k_is_the_stream_of_seed_and_k():
-    generator = stream(3, 17)
-    expected = torch.stack([torch.empty(SHAPE).normal_(generator=generator) for _ in range(4)])
+def test_image_k_is_row_k_of_the_draws_of_its_seed():
+    rows = torch.tensor([17])
+    expected = torch.cat([Draws(3, "image").normal(rows, SHAPE, draw) for draw in range(4)])
     assert torch.equal(draws([17], SHAPE, seed=3)[17], expected)
 
 
@@ -85,6 +85,117 @@ def test_images_and_draws_are_uncorrelated():
     assert correlation.abs().max() < 5.5 / 512**0.5
 
 
+# --- Philox --------------------------------------------------------------------------------------------------------
+
+# Random123's known answers for Philox 4x32-10: counter, key, words.
+PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
+KNOWN = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((LOW,) * 4, (LOW,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (*PI, (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
+def test_the_published_answers(counter, key, words):
+    assert tuple(int(word) for word in philox([torch.tensor([c]) for c in counter], key)) == words
+
+
+def by_hand(counter, key):
+    """Philox 4x32-10 in Python's integers, as the paper writes it."""
+    (a, b, c, d), (k_0, k_1) = counter, key
+    for _ in range(10):
+        p, q = a * 0xD2511F53, c * 0xCD9E8D57
+        a, b, c, d = (q >> 32) ^ b ^ k_0, q % 2**32, (p >> 32) ^ d ^ k_1, p % 2**32
+        k_0, k_1 = (k_0 + 0x9E3779B9) % 2**32, (k_1 + 0xBB67AE85) % 2**32
+    return a, b, c, d
+
+
+@pytest.mark.parametrize("row", [0, 1, LOW, LOW + 1, 2**40 + 3, 2**62])
+@pytest.mark.parametrize("draw", [0, 5, 999])
+def test_a_rows_words_are_those_of_its_own_counter(row, draw):
+    """Key (seed, what for), counter (number, row, draw); no two counters are one, also beyond 32 bits of rows."""
+    seed = stream_seed(7, "eps")
+    words = Draws(7, "eps").words(torch.tensor([3, row]), 3, draw)
+    for number in range(3):
+        expected = by_hand((number, row & LOW, draw, row >> 32), (seed & LOW, seed >> 32))
+        assert tuple(int(word[1, number]) for word in words) == expected
+
+
+def test_the_counter_that_is_asked_is_left_as_it_was():
+    counter = [torch.arange(5) + i for i in range(4)]
+    philox(counter, (1, 2))
+    assert all(torch.equal(c, torch.arange(5) + i) for i, c in enumerate(counter))
+
+
+def test_uniforms_are_uniform_on_0_to_1_and_1_is_not_reached(monkeypatch):
+    u = Draws(0, "t").uniform(torch.arange(100_000))
+    assert u.dtype == torch.float64 and u.min() >= 0 and u.max() < 1
+    gap = (u.sort().values - torch.arange(100_000) / 100_000).abs().max()
+    assert gap < 1.95 / 100_000**0.5  # Kolmogorov: 0.1 %
+    highest = [torch.full((1, 1), LOW)] * 4
+    monkeypatch.setattr(Draws, "words", lambda *_: highest)
+    assert Draws(0).uniform(torch.tensor([0])).item() == 1 - 2.0**-53
+    assert Draws(0).uniform(Elsewhere(torch.tensor([0]))).item() == 1 - 2.0**-24  # float32, where there is no float64
+
+
+class Elsewhere:
+    """Rows that say they lie on an MPS device."""
+
+    device = torch.device("mps")
+
+    def __init__(self, rows):
+        self.rows = rows
+
+
+@pytest.mark.parametrize("word", [0, 1, LOW // 2, LOW])
+def test_no_word_gives_an_infinite_normal(word, monkeypatch):
+    monkeypatch.setattr(Draws, "words", lambda *_: [torch.full((1, 1), word)] * 4)
+    x = Draws(0).normal(torch.tensor([0]), (4,))
+    assert x.isfinite().all() and x.abs().max() < 6.67  # √(-2 ln 2⁻³²) = 6.66
+
+
+def test_normals_are_normal_in_the_tails_too():
+    x = Draws(0, "eps").normal(torch.arange(1000), (1000,)).flatten().double().sort().values
+    gap = (torch.special.ndtr(x) - torch.arange(1_000_000) / 1_000_000).abs().max()
+    assert gap < 1.95 / 1000
+    for z in (3.0, 4.0):
+        expected = 2e6 * torch.special.ndtr(torch.tensor(-z, dtype=torch.float64)).item()
+        assert abs((x.abs() > z).sum().item() - expected) < 4 * expected**0.5
+
+
+def test_normals_beside_each_other_are_uncorrelated():
+    """Cosine and sine of one angle stand in one row, as do neighbouring counters; squares would show a shared radius."""
+    x = Draws(0, "eps").normal(torch.arange(20_000), (24,)).double()
+    for y in (x, x.square() - 1):
+        assert torch.corrcoef(y.T).fill_diagonal_(0).abs().max() < 4.5 / 20_000**0.5
+
+
+def test_other_keys_and_other_draws_are_unrelated():
+    rows = torch.arange(3000)
+    keys = [(0, "t"), (1, "t"), (0, "eps"), (0, "flips"), (0, "image"), (0,), ("t", 0)]
+    drawn = [Draws(*key).uniform(rows) for key in keys] + [Draws(0, "t").uniform(rows, draw) for draw in (1, 2)]
+    drawn += [drawn[0].roll(1)]  # neighbouring rows
+    assert torch.corrcoef(torch.stack(drawn)).fill_diagonal_(0).abs().max() < 4.5 / 3000**0.5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_is_the_same_bit_for_bit_in_any_batch(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for shape in [(1, 1, 1), (2, 1, 1), (3, 5, 7), (1, 13, 17), (3, 32, 32)]:
+            whole = Draws(0, "eps").normal(torch.arange(100), shape)
+            for first, size in [(0, 1), (1, 3), (17, 16), (31, 33), (99, 1)]:
+                rows = torch.arange(first, first + size)
+                assert torch.equal(Draws(0, "eps").normal(rows, shape), whole[rows]), (shape, first, size)
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- keys ----------------------------------------------------------------------------------------------------------
+
+
 def test_the_seed_of_a_stream_is_fixed_for_ever():
     # A literal: were the rule to change, every published image would silently become another.
     assert stream_seed(3, 1, 4) == 8860860081527638639
@@ -92,6 +203,7 @@ def test_the_seed_of_a_stream_is_fixed_for_ever():
 
 def test_seeds_tell_keys_apart():
     keys = [(), (0,), (1,), (0, 0), (0, 1), (1, 0), (11,), (1, 1), (-1,), (2**70,), *((0, k) for k in range(2, 5000))]
+    keys += [("0",), ("t",), ("t", 0), (0, "t"), (0, "eps")]
     seeds = [stream_seed(*key) for key in keys]
     assert len(set(seeds)) == len(keys) and all(0 <= seed < 2**63 for seed in seeds)
 

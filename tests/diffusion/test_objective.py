@@ -68,9 +68,13 @@ def test_gamma_multiplies_the_error_of_its_own_row(process):
     torch.testing.assert_close(LGamma(Double())(denoiser, x_0, t, eps), expected, rtol=1e-12, atol=0)
 
 
+def uniforms(B):
+    return torch.rand(B, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
 def test_t_is_uniform_on_1_to_T():
     B, T = 50_000, 10
-    t, weight = LGamma(Simple()).draw_t(B, T, torch.Generator().manual_seed(0))
+    t, weight = LGamma(Simple()).draw_t(uniforms(B), T)
     counts = torch.bincount(t, minlength=T + 1)
     assert t.dtype == torch.long and len(counts) == T + 1 and counts[0] == 0
     # Binomial standard deviation of each count, five of them.
@@ -78,8 +82,8 @@ def test_t_is_uniform_on_1_to_T():
     assert torch.equal(weight, torch.ones(B))
 
 
-def test_t_is_1_where_T_is_1_and_follows_the_generator():
+def test_t_is_1_where_T_is_1_and_is_a_function_of_u():
     draw = LGamma(Simple()).draw_t
-    assert torch.equal(draw(5, 1, torch.Generator())[0], torch.ones(5, dtype=torch.long))
-    first, again, other = (draw(100, 1000, torch.Generator().manual_seed(s))[0] for s in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(draw(uniforms(5), 1)[0], torch.ones(5, dtype=torch.long))
+    u = torch.tensor([0, 0.0999999, 0.1, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert draw(u, 10)[0].tolist() == [1, 1, 2, 6, 10]

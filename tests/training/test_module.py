@@ -68,8 +68,8 @@ def test_a_person_sees_it_as_one_line_and_the_run_goes_on(tmp_path, monkeypatch,
     train = importlib.import_module("train")
     from anysigma.compose.cli import entry
 
-    with warnings.catch_warnings():  # pytest's own would not print
-        warnings.simplefilter("default")
+    with warnings.catch_warnings(), pytest.raises(SystemExit, match=r"^0$"):
+        warnings.simplefilter("default")  # pytest's own would not print
         entry(train.main, f"{ROOT}/conf/train")
     said = [line for line in capsys.readouterr().err.splitlines() if "no weight" in line]
     assert len(said) == 1 and said[0].startswith("warning: Simple gives t = 1000 no weight")
@@ -132,10 +132,10 @@ def test_what_watches_a_run_shares_its_images_in_small_blocks(watcher, sampling,
         datamodule=SimpleNamespace(train=torch.zeros(4, 1, 8, 8, dtype=torch.uint8)),
     )  # fmt: skip
     if watcher == "grid":
-        Grid(1, n, sampling.sampler).act(trainer, sampling)
+        Grid(1, n, sampling.sampler, seed=1).act(trainer, sampling)
     else:
         monkeypatch.setattr(
             distance, "Monitor", lambda *_: SimpleNamespace(update=lambda *_, real: None, compute=lambda: 1.0)
         )
-        distance.Distance(1, n, sampling.sampler, SimpleNamespace(metric="fd")).act(trainer, sampling)
+        distance.Distance(1, n, sampling.sampler, 1, SimpleNamespace(metric="fd")).act(trainer, sampling)
     assert sizes == [3] * 4 * 3

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from anysigma.data.images import from_uint8, image_hash
-from anysigma.diffusion.noise import stream
+from anysigma.diffusion.noise import Draws, stream
 
 
 class ImageSource(Protocol):
@@ -43,17 +43,20 @@ class Order:
         self.n, self.batch_size, self.seed, self.flips = n, batch_size, seed, flips
         self.total, self.start, self.rank, self.world = total, start, rank, world
         self._permutation = lru_cache(2)(self._drawn)
+        self._coins = Draws(seed, "flips")  # of their own: the order is the same with flips and without
 
     def _drawn(self, epoch: int) -> list[int]:
-        entries = torch.randperm(self.n, generator=stream(self.seed, epoch))
-        if self.flips:  # a stream of its own: the order is the same with flips and without
-            entries += self.n * torch.randint(2, (self.n,), generator=stream(self.seed, epoch, 1))
-        return entries.tolist()
+        return torch.randperm(self.n, generator=stream(self.seed, epoch)).tolist()
 
     def batch(self, i: int) -> list[int]:
         """Entries of batch i of this rank: 0..N-1, with flips 0..2N-1."""
         first = (i * self.world + self.rank) * self.batch_size
-        return [self._permutation(p // self.n)[p % self.n] for p in range(first, first + self.batch_size)]
+        positions = range(first, first + self.batch_size)
+        entries = [self._permutation(p // self.n)[p % self.n] for p in positions]
+        if not self.flips:
+            return entries
+        heads = self._coins.uniform(torch.tensor(positions)) < 0.5
+        return (torch.tensor(entries) + self.n * heads).tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         return map(self.batch, range(self.start, self.total))

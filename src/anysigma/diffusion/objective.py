@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.gaussian import GaussianProcess, like
@@ -110,32 +110,39 @@ class ElboBeta:
 
 
 class Draw(Protocol):
-    """(B, T, generator) → t long `[B]` in 1..T and the weight 1/(T p(t)), `[B]`, on the generator's device."""
+    """(u, T) → t long `[B]` in 1..T and the weight 1/(T p(t)), `[B]`; u float `[B]`, independent and uniform on [0, 1)."""
 
-    def __call__(self, B: int, T: int, generator: Generator) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, u: Tensor, T: int) -> tuple[Tensor, Tensor]: ...
+
+
+def nth(u: Tensor, T: int) -> Tensor:
+    """1 + ⌊u T⌋, long `[B]`: uniform on 1..T where u is on [0, 1). Rounding can carry u T to T."""
+    return (1 + (u * T).long()).clamp(1, T)
 
 
 @dataclass(frozen=True)
 class Uniform:
     """t ~ uniform on 1..T, each by itself, DDPM algorithm 1."""
 
-    def __call__(self, B: int, T: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, u: Tensor, T: int) -> tuple[Tensor, Tensor]:
         """The weight is 1."""
-        t = torch.randint(1, T + 1, (B,), generator=generator, device=generator.device)
-        return t, torch.ones(B, device=generator.device)
+        return nth(u, T), torch.ones(len(u), device=u.device)
 
 
 @dataclass(frozen=True)
 class Stratified:
-    """t = 1 + ⌊u T⌋ with one u in each [i, i+1)/B, in random order: each t is uniform on 1..T, a batch covers them all."""
+    """t = 1 + ⌊u' T⌋ with one u' in each [i-1, i)/B, in random order: each t is uniform on 1..T, a batch covers them all.
 
-    def __call__(self, B: int, T: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    u' lies in the part that the rank of its u says. Where in it: with u_(1) < … < u_(B) < u_(B+1) := 1, the numbers
+    (u_(i)/u_(i+1))^i are independent and uniform on [0, 1), and the ranks are independent of them (Malmquist 1950).
+    """
+
+    def __call__(self, u: Tensor, T: int) -> tuple[Tensor, Tensor]:
         """The weight is 1."""
-        device = generator.device
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        strata = torch.randperm(B, generator=generator, device=device)
-        u = (strata + torch.rand(B, generator=generator, device=device, dtype=dtype)) / B
-        return (1 + (u * T).long()).clamp(max=T), torch.ones(B, device=device)  # rounding can carry u to 1
+        B, (u, order) = len(u), u.sort()
+        i = torch.arange(1, B + 1, device=u.device)
+        within = (u / torch.cat([u[1:], u.new_ones(1)])) ** i
+        return nth((i - 1 + within) / B, T)[order.argsort()], torch.ones(B, device=u.device)
 
 
 UNIFORM = Uniform()
@@ -158,6 +165,6 @@ class LGamma:
         weight = like(self.gamma.weight(q, t, parameterization), x_0).flatten()
         return weight * error.square().flatten(1).mean(1)
 
-    def draw_t(self, B: int, T: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """t, long `[B]` in 1..T, and the weight 1/(T p(t)), `[B]`, on the generator's device."""
-        return self.draw(B, T, generator)
+    def draw_t(self, u: Tensor, T: int) -> tuple[Tensor, Tensor]:
+        """t, long `[B]` in 1..T, and the weight 1/(T p(t)), `[B]`, of a whole batch's u `[B]`, uniform on [0, 1)."""
+        return self.draw(u, T)

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from anysigma.diffusion.denoiser import Denoiser
-from anysigma.diffusion.noise import stream, stream_seed
+from anysigma.diffusion.noise import Draws, stream_seed
 from anysigma.diffusion.objective import LGamma
 from anysigma.diffusion.samplers.base import Sampler, generate
 from anysigma.machine.distributed import is_first
@@ -20,7 +20,8 @@ class DiffusionModule(LightningModule):
     """The ε network under L_γ, with the moving average that is sampled from.
 
     `optimizer`: parameters → optimiser; `ema`: denoiser → EMA; `warmup`: steps over which the learning rate rises
-    linearly from 0; `seed`: t, ε and dropout of micro-step i on rank r are a function of (seed, r, i) alone;
+    linearly from 0; `seed`: t and ε of position p of the stream of images are a function of (seed, p) alone, so that any
+    number of processes and micro-steps train alike; dropout of micro-step i on rank r is one of (seed, r, i);
     `block`: images sampled at once. `images_seen` counts training images, of all processes.
     """
 
@@ -42,17 +43,23 @@ class DiffusionModule(LightningModule):
         self.denoiser, self.objective, self.sampler, self.optimizer = denoiser, objective, sampler, optimizer
         self.ema = ema(denoiser)
         self.shape, self.warmup, self.seed, self.block = tuple(shape), warmup, seed, block
+        self._u, self._eps = Draws(seed, "t"), Draws(seed, "eps")
         self.images_seen = 0
 
     def training_step(self, x_0: Tensor, batch_idx: int) -> Tensor:
-        """An estimate of L_γ/(T·d) on one micro-batch."""
-        key = (self.seed, self.global_rank, batch_idx)
-        torch.manual_seed(stream_seed(*key))  # dropout
-        generator = stream(*key, device=self.device)
-        t, weight = self.objective.draw_t(len(x_0), self.denoiser.process.T, generator)
-        eps = torch.randn(x_0.shape, generator=generator, device=self.device)
-        loss = (weight * self.objective(self.denoiser, x_0, t, eps)).mean()
-        return loss
+        """An estimate of L_γ/(T·d) on this process's share of micro-step `batch_idx`, `[b, C, H, W]`."""
+        torch.manual_seed(stream_seed(self.seed, self.global_rank, batch_idx))  # dropout
+        batch, mine = self.positions(len(x_0), batch_idx)
+        t, weight = self.objective.draw_t(self._u.uniform(batch), self.denoiser.process.T)  # a rule may look at all u
+        eps = self._eps.normal(batch[mine], x_0.shape[1:])
+        return (weight[mine] * self.objective(self.denoiser, x_0, t[mine], eps)).mean()
+
+    def positions(self, b: int, i: int) -> tuple[Tensor, slice]:
+        """Where in the stream of images the batch of micro-step i lies, long `[B]`, and which b of these are this rank's."""
+        world, micro_steps = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        first, B = (i * world + self.global_rank) * b, b * world * micro_steps
+        start = first % B
+        return torch.arange(first - start, first - start + B, device=self.device), slice(start, start + b)
 
     def configure_optimizers(self) -> dict:
         """The optimiser over the trained weights alone, with a linear warm-up."""

@@ -23,7 +23,9 @@ class Periodic(Callback):
         raise NotImplementedError
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        step = trainer.global_step  # does not move between accumulated micro-steps
+        step = trainer.global_step
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return  # between micro-steps the step is still the one before, at which a run that goes on has acted
         due = step % self.every == 0 or step == trainer.max_steps
         if due and step != self.acted_at:
             self.acted_at = step

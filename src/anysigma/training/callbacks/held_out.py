@@ -4,7 +4,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from anysigma.data.images import from_uint8
-from anysigma.diffusion.noise import stream
+from anysigma.diffusion.noise import Draws
 from anysigma.machine.distributed import rank_and_world
 from anysigma.training.callbacks.base import Periodic, report
 
@@ -27,15 +27,15 @@ class HeldOut(Periodic):
     @torch.inference_mode()
     def _loss(self, trainer: Trainer, module: LightningModule) -> float:
         images = trainer.datamodule.held_out[: self.n]
-        generator = stream(module.seed, -1)
-        order = torch.randperm(len(images), generator=generator)
+        everyone = torch.arange(len(images))
+        order = Draws(module.seed, "held out", "t").uniform(everyone).argsort()
         t = 1 + ((order + 0.5) * module.ema.process.T / len(images)).long()
-        eps = torch.randn(images.shape, generator=generator)
+        noise = Draws(module.seed, "held out", "eps")
         rank, world = rank_and_world()
         total = torch.zeros((), device=module.device, dtype=torch.float64)
-        mine = range(rank, len(images), world)
         with trainer.precision_plugin.forward_context():
-            for rows in torch.tensor(mine).split(module.block):
-                batch = (tensor.to(module.device) for tensor in (from_uint8(images[rows]), t[rows], eps[rows]))
-                total += module.objective(module.ema, *batch).double().sum()
+            for rows in everyone[rank::world].split(module.block):
+                x_0, at = from_uint8(images[rows].to(module.device)), t[rows].to(module.device)
+                eps = noise.normal(rows.to(module.device), images.shape[1:])
+                total += module.objective(module.ema, x_0, at, eps).double().sum()
         return (trainer.strategy.reduce(total, reduce_op="sum") / len(images)).item()
