@@ -115,7 +115,7 @@ class SamplerTable:
         for tau, rule in self.taus.items():
             for name, sigma, clip in rules:
                 for S in self.steps_of(T):
-                    yield Setting(tau, name, Generalized(S, sigma, rule, clip))
+                    yield Setting(tau, name, Generalized(steps=S, sigma=sigma, tau=rule, clip=clip))
 
     def steps_of(self, T: int) -> list[int]:
         """The columns: S ≤ T, rising."""
