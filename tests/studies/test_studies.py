@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from anysigma.studies.variants import each_S, path, sampled, variant
 from conftest import gaussian, mixture, randn
 
 from anysigma.data.digits import Digits
@@ -26,7 +27,6 @@ from anysigma.studies.one_step import OneStep, amplification, errors_at_T, mean_
 from anysigma.studies.plane import Plane, to_point, to_ring
 from anysigma.studies.reconstruction import Reconstruction, squared_error, there_and_back
 from anysigma.studies.trajectory import BUDGET, Trajectory
-from anysigma.studies.variants import each_S, path, sampled, variant
 
 SHAPE = (1, 4, 4)
 SAMPLER = Generalized.with_eta(20, 0.0, Trailing(), True)
