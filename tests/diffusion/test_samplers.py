@@ -1,5 +1,6 @@
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from torch import nn
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.parameterizations import Eps
-from anysigma.diffusion.samplers.base import pairs
-from anysigma.diffusion.samplers.generalized import Capped, Generalized
-from anysigma.diffusion.samplers.sigma import Eta
+from anysigma.diffusion.samplers.base import at_most, pairs
+from anysigma.diffusion.samplers.generalized import Generalized
+from anysigma.diffusion.samplers.sigma import Eta, SigmaHat
 from anysigma.diffusion.samplers.tau import Explicit, Trailing, Uniform, tau_rule
 from anysigma.diffusion.schedules.cosine import Cosine
 from anysigma.diffusion.schedules.linear import Linear
@@ -177,7 +178,7 @@ def test_the_last_step_is_predicted_x_0_and_draws_nothing(process, tau, eta):
 @pytest.mark.parametrize("eta", ETAS)
 def test_a_step_to_0_never_draws(process, t, eta):
     x_t = randn(2, 1, 2, 2)
-    step = sampler((None, [1000]), eta).step(gaussian(process, torch.zeros(1, 2, 2), 0.3), x_t, t, 0, no_noise)
+    step = sampler((None, [1000]), eta).step(gaussian(process, torch.zeros(1, 2, 2), 0.3), x_t, t, 0, no_noise, ())
     assert torch.equal(step.x_s, step.x_0)
 
 
@@ -191,11 +192,13 @@ class Restless:
 @pytest.mark.parametrize("sigma", [Eta(0.0), Eta(1.0), Restless()], ids=["ddim", "ddpm", "restless"])
 @pytest.mark.parametrize("t", [1, 700, 1000])
 @pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.filterwarnings("ignore:sampling starts at")
 def test_a_repeat_is_the_identity_under_every_rule(process, sigma, t, clip):
     # In float32 a walk to x_0 and back loses bits: only a step that leaves x_t alone returns all of them.
     x_t = 3 * randn(100, 1, 2, 2, dtype=torch.float32)
     denoiser = gaussian(process, torch.zeros(1, 2, 2), 0.3)
-    step = Generalized(None, sigma, Uniform(), clip).step(denoiser, x_t, t, t, no_noise)
+    step = next(Generalized(steps=None, sigma=sigma, tau=[t, t], clip=clip).trajectory(denoiser, x_t, no_noise))
+    assert (step.t, step.s) == (t, t)
     assert torch.equal(step.x_s, x_t)
 
 
@@ -238,7 +241,7 @@ def test_a_clipped_prediction_carries_the_eps_that_fits_it(process, tau, eta):
 @pytest.mark.parametrize("t", [1, 500, 1000])
 def test_the_rederived_eps_satisfies_x_t(process, t):
     x_t, x = randn(3, 1, 2, 2), torch.full((1, 2, 2), 5.0)
-    step = sampler((None, [1000]), 0.0, True).step(point_mass(process, x), x_t, t, t - 1, no_noise)
+    step = sampler((None, [1000]), 0.0, True).step(point_mass(process, x), x_t, t, t - 1, no_noise, ())
     # x_s = √α_s x_0 + √(1-α_s) eps gives the eps that was used; at s = 0 there is none left to read.
     if t > 1:
         eps = process.eps(step.x_s, t - 1, step.x_0)
@@ -330,10 +333,9 @@ def test_a_list_that_leaves_1_to_T_is_refused(values):
 
 
 @pytest.mark.parametrize("S", [0, -3])
-@pytest.mark.parametrize("kind", [Generalized, Capped])
-def test_fewer_than_one_step_is_refused(kind, S):
+def test_fewer_than_one_step_is_refused(S):
     with pytest.raises(ValueError, match=f"steps={S}"):
-        kind.with_eta(S, 0.0, Uniform(), False)
+        Generalized.with_eta(S, 0.0, Uniform(), False)
 
 
 @pytest.mark.parametrize("rule", [Uniform(), Trailing()], ids=["uniform", "trailing"])
@@ -352,18 +354,15 @@ def test_an_eta_outside_its_range_is_refused(eta):
 
 @pytest.mark.parametrize("steps, T, expected", [(50, 10, 10), (5, 10, 5), (10, 10, 10), (None, 10, 10)])
 @pytest.mark.parametrize("rule", [Uniform(), Trailing()], ids=["uniform", "trailing"])
-def test_capped_takes_no_more_steps_than_there_are(steps, T, expected, rule):
-    assert Capped.with_eta(steps, 0.0, rule, True).pairs(T) == sampler((expected, rule)).pairs(T)
+def test_at_most_takes_no_more_steps_than_there_are(steps, T, expected, rule):
+    assert at_most(sampler((steps, rule)), T).pairs(T) == sampler((expected, rule)).pairs(T)
 
 
-def test_capped_samples_like_the_sampler_it_caps(short):
-    x_T, denoiser = randn(2, 1), gaussian(short, torch.zeros(1), 0.3)
-    noises = randn(10, 2, 1, seed=3)
-    capped, whole = (
-        s(denoiser, x_T, CountingNoise(x_T.shape, noises))
-        for s in (Capped.with_eta(50, 1.0, Uniform(), True), Generalized.with_eta(None, 1.0, Uniform(), True))
-    )
-    assert torch.equal(capped, whole)
+def test_at_most_keeps_all_else():
+    chosen = Generalized(steps=50, sigma=SigmaHat(), tau=[3, 2, 1], clip=False)
+    assert at_most(chosen, 10) == replace(chosen, steps=10) and at_most(chosen, 10).pairs(10) == chosen.pairs(10)
+    other = object()
+    assert at_most(other, 10) is other  # what has no S cannot have too many
 
 
 # --- what the network is asked, and where a start is no start ------------------------------------------------------

@@ -9,7 +9,7 @@ from test_samplers import law
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.sigma import Eta, SigmaHat
-from anysigma.diffusion.samplers.tau import Quadratic, Trailing, Uniform
+from anysigma.diffusion.samplers.tau import Trailing, Uniform
 from anysigma.diffusion.schedules.linear import Linear
 from anysigma.diffusion.schedules.zero_terminal_snr import ZeroTerminalSNR
 
@@ -17,7 +17,7 @@ TAUS = [(None, Uniform()), (20, Trailing()), (50, Uniform()), (None, [1000, 970,
 
 
 def sampler(tau, sigma=None) -> Generalized:
-    return Generalized(tau[0], sigma or SigmaHat(), tau[1], False)
+    return Generalized(steps=tau[0], sigma=sigma or SigmaHat(), tau=tau[1], clip=False)
 
 
 def test_at_all_steps_it_is_the_root_of_beta(process):
@@ -30,7 +30,7 @@ def test_at_all_steps_it_is_the_root_of_beta(process):
 def test_at_0_both_numbers_are_0_and_nothing_is_drawn(process, t):
     assert SigmaHat()(process, t, 0) == (0, 0)
     x_t = randn(2, 1)
-    step = sampler((None, [t])).step(gaussian(process, torch.zeros(1), 0.3), x_t, t, 0, no_noise)
+    step = sampler((None, [t])).step(gaussian(process, torch.zeros(1), 0.3), x_t, t, 0, no_noise, ())
     assert torch.equal(step.x_s, step.x_0)
 
 
@@ -63,7 +63,7 @@ def test_one_step_from_the_true_marginal_has_exactly_the_excess(process, t, s):
     x_t = process.q_sample(x.expand(3, 1), t, eps)
     reached = {}
     for rule in (Eta(1.0), SigmaHat()):
-        x_s = sampler((None, [t]), rule).step(point_mass(process, x), x_t, t, s, lambda: noise).x_s
+        x_s = sampler((None, [t]), rule).step(point_mass(process, x), x_t, t, s, lambda: noise, ()).x_s
         reached[rule] = (x_s[2].item(), (x_s[:2] - x_s[2]).square().sum().item())
     (mean, variance), (mean_hat, variance_hat) = reached.values()
     sigma, std = SigmaHat()(process, t, s)
@@ -78,8 +78,10 @@ def test_it_is_finite_where_no_signal_is_left():
     assert sigma == pytest.approx((1 - q.alpha(900).item()) ** 0.5) and std == 1
 
 
+@pytest.mark.filterwarnings("ignore:sampling starts at")
 def test_a_repeat_is_the_identity(process):
     x_t = randn(2, 1)
     for rule in (Eta(1.0), SigmaHat()):
-        step = Generalized(100, rule, Quadratic(), True).step(point_mass(process, randn(1)), x_t, 1, 1, no_noise)
+        chosen = Generalized(steps=None, sigma=rule, tau=[1, 1], clip=True)
+        step = next(chosen.trajectory(point_mass(process, randn(1)), x_t, no_noise))
         assert torch.equal(step.x_s, x_t)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from anysigma.studies.variants import each_S, path, sampled, variant
 from conftest import gaussian, mixture, randn
 
 from anysigma.data.digits import Digits
@@ -26,7 +27,6 @@ from anysigma.studies.one_step import OneStep, amplification, errors_at_T, mean_
 from anysigma.studies.plane import Plane, to_point, to_ring
 from anysigma.studies.reconstruction import Reconstruction, squared_error, there_and_back
 from anysigma.studies.trajectory import BUDGET, Trajectory
-from anysigma.studies.variants import each_S, path, sampled, variant
 
 SHAPE = (1, 4, 4)
 SAMPLER = Generalized.with_eta(20, 0.0, Trailing(), True)
@@ -99,7 +99,7 @@ def test_the_reconstruction_study_measures_the_held_out_images(process, recwarn)
     m, v, held_out = 0.1, 0.16, images(7)
     study = Reconstruction(n=5, steps=[20, 10, 2000], block=2, shown=3)
     model = model_of(gaussian(process, torch.full(SHAPE, m), v))
-    noisy = Generalized(50, SigmaHat(), Uniform(), True)
+    noisy = Generalized(steps=50, sigma=SigmaHat(), tau=Uniform(), clip=True)
     result = study.run(model, noisy, data_of(held_out), None, None)
     assert [row.params["S"] for row in result.rows] == [10, 20] and result.rows[0].n == 5
     alpha, x_0 = process.schedule.alpha.tolist(), from_uint8(held_out[:5]).double()

@@ -18,7 +18,7 @@ class ExactNetwork(nn.Module):
 
     def __init__(self, process: GaussianProcess, means: Tensor, v: float, parameterization: Parameterization):
         super().__init__()
-        # A parameter, since `generate` asks a denoiser's parameters for the device.
+        # A parameter, since a denoiser's device is that of its parameters.
         self.means = nn.Parameter(means.to(torch.float64), requires_grad=False)
         self.v, self.process, self.parameterization = v, process, parameterization
 

@@ -8,12 +8,15 @@ from typing import Any
 from anysigma.diffusion.samplers.base import Sampler
 from anysigma.machine.distributed import say
 from anysigma.report.results import Result
-from anysigma.studies.base import Model, Study
+from anysigma.studies.base import CannotServe, Model, Study
 
 
 @dataclass(frozen=True)
-class All:
-    """`studies` by name, in their order; each result is on disk before the next study begins."""
+class All(Study):
+    """`studies` by name, in their order; each result is on disk before the next study begins.
+
+    One that cannot be made with what it is given leaves a line in its place; any other failure ends them all.
+    """
 
     studies: Mapping[str, Study]
 
@@ -35,8 +38,10 @@ class All:
         """Every study's results as they stand; shards of generated images are shared among them."""
         for number, (name, study) in enumerate(self.studies.items(), 1):
             say(f"\n{number}/{len(self.studies)} {name}")
-            found = study.run(model, sampler, data, features, folder)
-            yield from results_of(found)
+            try:
+                yield from results_of(study.run(model, sampler, data, features, folder))
+            except CannotServe as why:
+                yield Result(name, lines=[f"skipped: {why}"])
 
 
 def results_of(found: Result | Iterable[Result]) -> Iterable[Result]:

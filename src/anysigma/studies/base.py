@@ -1,9 +1,10 @@
-"""What a study is given and what it returns."""
+"""What a study is, what it is given, and what it answers where it cannot be made."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.samplers.base import Sampler
@@ -22,12 +23,25 @@ class Model:
     card: dict[str, Any]
 
 
-class Study(Protocol):
-    """Something evaluate.py can do with a checkpoint. It may ask for less than it is given."""
+class CannotServe(ValueError):
+    """This study has no use for what it was given, a sampler above all: alone it ends in this line, study=all goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(ABC):
+    """Something evaluate.py can do with a checkpoint. It may ask for less than it is given.
+
+    `order`: its place in study=all, from the lowest on; null: it is not part of it.
+    """
+
+    order: int | None = None
 
     needs_checkpoint: ClassVar[bool] = True
-    needs_features: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = False
 
+    @abstractmethod
     def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Result | Iterable[Result]:
-        """Do it; whatever is kept on disk lies below `folder`. Every process calls it; rank 0's Result counts."""
-        ...
+        """Do it; whatever is kept on disk lies below `folder`. Every process calls it; rank 0's Result counts.
+
+        Raises CannotServe where it cannot be made with this sampler or these data.
+        """

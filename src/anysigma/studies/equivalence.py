@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from anysigma.metrics.card import versions
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
-from anysigma.studies.base import Model
+from anysigma.studies.base import Model, Study
 from anysigma.studies.likelihood import chosen
 
 TITLE = "One objective for every σ"
@@ -36,7 +36,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(Study):
     """J_σ = E[log q_σ(x_{1:T} | x_0) - log p_θ(x_{0:T})] against L_γ + C on the same draws, DDIM eq. 11 and 5.
 
     x_T..x_1 are drawn jointly from q_σ, J_σ comes from log densities with p_θ(x_0 | x_1) = N(f_θ, σ_1² I), L_γ from
@@ -49,9 +49,6 @@ class Objective:
     perturbation: float
     seed: int
     block: int
-
-    needs_checkpoint: ClassVar[bool] = True
-    needs_features: ClassVar[bool] = False
 
     def __post_init__(self):
         if not self.etas or not all(0 < eta <= 1 for eta in self.etas):
@@ -92,7 +89,7 @@ class Objective:
 
         The paths of all η go side by side, from the same noise, so that each t is one call of each network.
         """
-        q, device = denoisers[0].process, next(denoisers[0].parameters()).device
+        q, device = denoisers[0].process, denoisers[0].device
         x_0, bounds = x_0.to(device), [Bound(q, Eta(eta)) for eta in self.etas]
         noises = [ImageNoise(ks, x_0.shape[1:], self.seed, device) for _ in self.etas]
         paths = [joint(q, x_0, bound.rule, noise) for bound, noise in zip(bounds, noises, strict=True)]

@@ -1,4 +1,4 @@
-"""Generated images, made once: shards on disk that a cut evaluation and several processes share."""
+"""Generated images: made once, as shards that a cut evaluation and several processes share; unrounded; on their way."""
 
 import os
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anysigma.data.images import to_uint8
+from anysigma.diffusion.noise import ImageNoise
 from anysigma.diffusion.samplers.base import Sampler, describe, generate
 from anysigma.machine.distributed import gathered, my_share
 from anysigma.machine.progress import progress
@@ -24,7 +25,8 @@ def generated(
     Block b lies as `folder`/shards/<setting>/<b>.npy, written aside and renamed: what was made is not made again. The
     setting is the card of model and sampler, with seed and block, so another model's shards are never taken.
     """
-    setting = {**model.card, **describe(sampler, model.denoiser.process.T), "seed": seed, "block": block}
+    facts = describe(sampler, model.denoiser.process.T)
+    setting = {"model": model.card, "sampler": facts, "seed": seed, "block": block}
     shards = folder / "shards" / card_id(setting)
     blocks = sorted({k // block for k in my_share(range(n), block)})
     made = _blocks(model, sampler, blocks, seed, block, shards)
@@ -60,3 +62,22 @@ def _write(path: Path, images: Tensor) -> None:
     with open(aside, "wb") as file:
         np.save(file, images.numpy())
     os.replace(aside, path)
+
+
+def sampled(model: Model, sampler: Sampler, n: int, *, seed: int, block: int) -> Tensor:
+    """x_0 of images 0..n-1, float `[n, C, H, W]` on the CPU, unrounded."""
+    block = min(block, n)
+    blocks = generate(model.denoiser, sampler, range(n), model.shape, seed=seed, block=block)
+    what = f"{sampler.evaluations(model.denoiser.process.T)} steps"
+    return torch.cat([x_0.cpu() for _, x_0 in progress(blocks, -(-n // block), what)])
+
+
+@torch.inference_mode()
+def path(model: Model, sampler: Sampler, n: int, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(t, x_t, the x_0 predicted from it) of images 0..n-1 from x_T on, then (0, x_0, x_0); `[n, *shape]` on the CPU."""
+    noise = ImageNoise(range(n), model.shape, seed, model.denoiser.device)
+    x_t = noise()
+    for step in sampler.trajectory(model.denoiser, x_t, noise):
+        yield step.t, x_t.cpu(), step.x_0.cpu()
+        x_t = step.x_s
+    yield 0, x_t.cpu(), x_t.cpu()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from anysigma.machine.distributed import is_first
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.pictures import grid
 from anysigma.report.results import Result, Row
-from anysigma.studies.base import Model
+from anysigma.studies.base import CannotServe, Model, Study
 from anysigma.studies.consistency import rmse
-from anysigma.studies.variants import device, variant
+from anysigma.studies.lineup import without_noise
 
 TITLE = "Interpolation"
 ABOUT = "Between two noises on the great circle through them: x_T moves, the image follows."
@@ -28,11 +28,11 @@ ON_A_LINE = 1e-6
 
 
 @dataclass(frozen=True)
-class Interpolation:
-    """x_0 at η = 0 from `columns` points on the arc between the noises of images 2k and 2k+1, for `rows` pairs.
+class Interpolation(Study):
+    """x_0 without noise from `columns` points on the arc between the noises of images 2k and 2k+1, for `rows` pairs.
 
-    `seed` names the noises, `block` images are computed at once. Of the sampler, S, τ and clip are kept; its η is set
-    to 0, since added noise would give every point an image of its own. Rank 0 computes it alone.
+    `seed` names the noises, `block` images are computed at once. Of the sampler all is kept but its η, which is set to
+    0, since added noise would give every point an image of its own. Rank 0 computes it alone.
     """
 
     rows: int
@@ -40,34 +40,37 @@ class Interpolation:
     seed: int
     block: int
 
-    needs_checkpoint: ClassVar[bool] = True
-    needs_features: ClassVar[bool] = False
-
     def __post_init__(self):
         if self.rows < 1 or self.columns < 3:
             raise ValueError(f"rows={self.rows}, columns={self.columns}: at least 1 row and 3 columns are needed")
 
     def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Result:
-        """Draw the rows, and measure how evenly the image changes along them."""
-        q, ddim = model.denoiser.process, variant(sampler, eta=0.0)
-        card = {**model.card, **describe(ddim, q.T), "seed": self.seed, "columns": self.columns, "block": self.block}
+        """Draw the rows, and measure how evenly the image changes along them. Raises CannotServe where noise is drawn."""
+        quiet = without_noise(sampler)
+        card = {**model.card, **describe(quiet, model.denoiser.process.T), "seed": self.seed}
+        card |= {"columns": self.columns, "block": self.block}
         result = Result("interpolation", TITLE, ABOUT, card=card)
         if not is_first():
             return result
-        if any(sampler.sigma(q, *pair)[1] > 0 for pair in sampler.pairs(q.T)):
+        if quiet != sampler:
             result.lines.append("the sampler adds noise, which is no interpolation: drawn with η = 0")
-        images = torch.cat([to_uint8(x_0).cpu() for x_0 in self._images(model, ddim)])
+        images = torch.cat([to_uint8(x_0).cpu() for x_0 in self._images(model, quiet)])
         result.pictures["interpolation"] = grid(images, columns=self.columns)
-        result.captions["interpolation"] = "η = 0: the images at both ends of a row, and those of the noises between theirs."
+        result.captions["interpolation"] = "The images at both ends of a row, and those of the noises between theirs."
         report(result, images.unflatten(0, (self.rows, self.columns)))
         return result
 
     @torch.inference_mode()
-    def _images(self, model: Model, ddim: Sampler) -> Iterator[Tensor]:
+    def _images(self, model: Model, quiet: Sampler) -> Iterator[Tensor]:
         ends = ImageNoise(range(2 * self.rows), model.shape, self.seed)().unflatten(0, (self.rows, 2))
         x_T = torch.cat([slerp(first, last, torch.linspace(0, 1, self.columns)) for first, last in ends])
-        for block in x_T.to(device(model)).split(self.block):
-            yield ddim(model.denoiser, block, lambda like=block: torch.zeros_like(like))
+        for block in x_T.to(model.denoiser.device).split(self.block):
+            yield quiet(model.denoiser, block, refuse)
+
+
+def refuse() -> Tensor:
+    """The noise of a sampler that must not draw any."""
+    raise CannotServe("the sampler adds noise, and then the images between two others are none of theirs; use sampler=ddim")
 
 
 def slerp(first: Tensor, last: Tensor, a: Tensor) -> Tensor:

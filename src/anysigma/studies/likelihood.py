@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from anysigma.metrics.card import versions
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
-from anysigma.studies.base import Model
+from anysigma.studies.base import Model, Study
 
 TITLE = "Likelihood"
 ABOUT = "The variational bound on held-out images in bits a dimension, and where they are spent."
@@ -28,7 +28,7 @@ NATS = 0.6931471805599453  # in a bit
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihood(Study):
     """-log₂ p_θ(x_0) ≤ L_T + Σ L_{t-1} + L_0 in bits/dim, DDPM eq. 5, of the chain over τ = 1..T, on held-out images.
 
     `n` null: all, at most 1,000. `steps`: how many of the T terms each image is asked for, t = 1 and T always and one t
@@ -44,9 +44,6 @@ class Likelihood:
     clip: bool
     seed: int
     block: int
-
-    needs_checkpoint: ClassVar[bool] = True
-    needs_features: ClassVar[bool] = False
 
     def __post_init__(self):
         if not 0 < self.eta <= 1:
@@ -102,7 +99,7 @@ class Likelihood:
     @torch.inference_mode()
     def _columns(self, model: Model, bound: Bound, x_0: Tensor, ks: list[int]) -> Iterator[Tensor]:
         """For one column of t after the other: nats and the squared error of f_θ held in [-1, 1], `[B, 2]`."""
-        device = next(model.denoiser.parameters()).device
+        device = model.denoiser.device
         noise = ImageNoise(ks, x_0.shape[1:], self.seed, device)
         x_0, (ts, _) = x_0.to(device), self.drawn_t(ks, bound.process.T)
         for i, t in enumerate(ts.to(device).unbind(1)):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from anysigma.metrics.fidelity import Features
 from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.report.pictures import grid
 from anysigma.report.results import Result, Row, Table
-from anysigma.studies.base import Model
+from anysigma.studies.base import Model, Study
 from anysigma.studies.generated import generated
 
 TITLE = "Memorisation"
@@ -29,7 +29,7 @@ Nearest = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Memorisation:
+class Memorisation(Study):
     """Distances from `n` generated images to their nearest training images, in pixels and in features.
 
     The yardstick: the same for held-out images, at least 100 and at most as many as there are, which nobody can have
@@ -43,8 +43,7 @@ class Memorisation:
     block: int
     cache: str | None
 
-    needs_checkpoint: ClassVar[bool] = True
-    needs_features: ClassVar[bool] = True
+    needs_features = True
 
     def __post_init__(self):
         if self.n < 1 or self.shown < 1:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.noise import ImageNoise
 from anysigma.diffusion.parameterizations import Parameterization
 from anysigma.diffusion.samplers.base import Sampler, describe
+from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.machine.distributed import is_first
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.pictures import grid
 from anysigma.report.results import Result, Row, Table
-from anysigma.studies.base import Model
-from anysigma.studies.variants import device, sampled, variant
+from anysigma.studies.base import Model, Study
+from anysigma.studies.generated import sampled
+from anysigma.studies.lineup import at_S, without_noise
 
 TITLE = "One step"
 ABOUT = "From pure noise to x_0 in a single jump: nearly the mean of the data, and why."
@@ -28,8 +30,8 @@ OTHER_NOISE = 1
 
 
 @dataclass(frozen=True)
-class OneStep:
-    """f_θ^(T)(x_T), DDIM eq. 9, beside the images that the sampler at η = 0 makes of the same x_T.
+class OneStep(Study):
+    """f_θ^(T)(x_T), DDIM eq. 9, beside the images that the sampler, its η at 0, makes of the same x_T.
 
     x_T says nothing about x_0, so the best prediction is the data's mean; what the network's output misses of its
     target reaches x_0 multiplied by `amplification`. `n` images are measured, `shown` drawn; `steps`: S of the images
@@ -42,9 +44,6 @@ class OneStep:
     seed: int
     block: int
 
-    needs_checkpoint: ClassVar[bool] = True
-    needs_features: ClassVar[bool] = False
-
     def __post_init__(self):
         if self.n < 2 or self.shown < 1:
             raise ValueError(f"n={self.n}, shown={self.shown}: at least 2 images, and 1 to show, are needed")
@@ -52,8 +51,8 @@ class OneStep:
     def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Result:
         """Jump, measure the jump against the data's mean, and draw both."""
         T = model.denoiser.process.T
-        many = variant(sampler, eta=0.0, steps=min(self.steps, T))
-        one = variant(sampler, eta=0.0, steps=1, tau=[T], clip=False)
+        many = at_S(without_noise(sampler), min(self.steps, T))
+        one = Generalized.with_eta(steps=1, eta=0.0, tau=[T], clip=False)
         card = {**model.card, **describe(one, T), "beside": describe(many, T), "seed": self.seed, "block": self.block}
         card |= {"data_hash": data.hash, "scale": "[-1, 1], neither rounded nor clipped"}
         result = Result("one_step", TITLE, ABOUT, card=card)
@@ -72,7 +71,7 @@ class OneStep:
         """Mean squared error at T on held-out images, `[n]` each: of the network's own output, and of its eps."""
         found = {"output": [], "eps": []}
         for first in range(0, len(x_0), self.block):
-            clean = x_0[first : first + self.block].to(device(model))
+            clean = x_0[first : first + self.block].to(model.denoiser.device)
             ks = range(first, first + len(clean))
             eps = ImageNoise(ks, model.shape, self.seed + OTHER_NOISE, clean.device)()
             for name, error in errors_at_T(model.denoiser, clean, eps).items():

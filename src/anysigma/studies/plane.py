@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from anysigma.machine.distributed import is_first
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.plots import COLOURS
 from anysigma.report.results import Result, Row, Table
-from anysigma.studies.base import Model
-from anysigma.studies.variants import device, path, sampled, variant
+from anysigma.studies.base import CannotServe, Model, Study
+from anysigma.studies.generated import path, sampled
+from anysigma.studies.lineup import with_eta
 
 TITLE = "In the plane"
 ABOUT = "Points instead of images: the generated beside the data, where every error can be seen."
@@ -32,13 +33,13 @@ Points = dict[tuple[str, float], Tensor]  # by denoiser and η: `[n, 2]`, or `[S
 
 
 @dataclass(frozen=True)
-class Plane:
+class Plane(Study):
     """Samples and their ways at several η, of the network and of the optimal denoisers of training points.
 
     The minimum of L_γ over all functions on the first K training points is known: E[x_0 | x_t] under Σ 1/K δ(x - x_k),
     and it can only give those points back. `points`: the K to show; `n` samples, `ways` of them with their way; `seed`
     names the noise, `block` points are computed at once. S, τ and clip are the sampler's. Rank 0 computes it alone.
-    Raises ValueError for data other than rings.
+    Raises CannotServe for data other than rings, and for a sampler without η.
     """
 
     n: int
@@ -48,9 +49,6 @@ class Plane:
     seed: int
     block: int
 
-    needs_checkpoint: ClassVar[bool] = True
-    needs_features: ClassVar[bool] = False
-
     def __post_init__(self):
         if self.n < 2 or self.ways < 1 or not self.etas or any(K < 1 for K in self.points):
             raise ValueError("study=plane: at least 2 samples, 1 way, one η and 1 point of every K are needed")
@@ -58,20 +56,20 @@ class Plane:
     def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Result:
         """Sample with every denoiser at every η, draw and measure."""
         if not isinstance(data.source, Rings):
-            raise ValueError(
+            raise CannotServe(
                 f"study=plane draws points of two numbers: it needs a run of data=rings, not {list(data.shape)}"
             )
+        chosen = {eta: with_eta(sampler, eta) for eta in self.etas}
         card = {**model.card, **describe(sampler, model.denoiser.process.T), "sigma": list(self.etas), "seed": self.seed}
         result = Result("plane", TITLE, ABOUT, card={**card, "block": self.block, "data_hash": data.hash})
         if is_first():
             train, held_out = from_uint8(data.train), from_uint8(data.held_out)
             models = {"network": (model, train)} | exact_ones(model, train, self.points)
             samples, ways = {}, {}
-            for eta in self.etas:
+            for eta, noisy in chosen.items():
                 for name, (one, _) in models.items():
-                    chosen = variant(sampler, eta=eta)
-                    samples[name, eta] = sampled(one, chosen, self.n, seed=self.seed, block=self.block).flatten(1)
-                    ways[name, eta] = torch.stack([x_t.flatten(1) for _, x_t, _ in path(one, chosen, self.ways, self.seed)])
+                    samples[name, eta] = sampled(one, noisy, self.n, seed=self.seed, block=self.block).flatten(1)
+                    ways[name, eta] = torch.stack([x_t.flatten(1) for _, x_t, _ in path(one, noisy, self.ways, self.seed)])
             known = {name: some.flatten(1) for name, (_, some) in models.items()}
             report(result, samples, held_out.flatten(1), known, data.source.radii)
             draw(result, samples, ways, held_out.flatten(1), known)
@@ -83,7 +81,7 @@ def exact_ones(model: Model, train: Tensor, points: Sequence[int]) -> dict[str, 
     found = {}
     for K in sorted({min(K, len(train)) for K in points}):
         process, parameterization = model.denoiser.process, model.denoiser.parameterization
-        denoiser: Denoiser = ExactDenoiser(process, train[:K], 0.0, parameterization).to(device(model))
+        denoiser: Denoiser = ExactDenoiser(process, train[:K], 0.0, parameterization).to(model.denoiser.device)
         found[f"optimal, {K} points"] = Model(denoiser, model.shape, model.card), train[:K]
     return found
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from anysigma.metrics.statistics import mean_and_error
 from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.report.pictures import grid
 from anysigma.report.results import Result, Row
-from anysigma.studies.base import Model
+from anysigma.studies.base import Model, Study
 from anysigma.studies.generated import generated
 from anysigma.studies.trajectory import strip
 
@@ -30,7 +30,7 @@ GRID, AT_MOST = 64, 5000
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(Study):
     """The distance of `sets` disjoint sets of `n` generated images to the training images, mean and standard error.
 
     `n` null: as many as are held out, at most 5,000. `splits`: random splits of real images for the floor at the
@@ -46,8 +46,7 @@ class Fidelity:
     save: str | None
     cache: str | None
 
-    needs_checkpoint: ClassVar[bool] = True
-    needs_features: ClassVar[bool] = True
+    needs_features = True
 
     def __post_init__(self):
         if self.save not in (None, "png", "npz"):

@@ -2,24 +2,25 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from anysigma.data.images import from_uint8, to_uint8
-from anysigma.diffusion.samplers.base import Sampler
+from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.diffusion.samplers.generalized import Generalized
+from anysigma.diffusion.samplers.sigma import Eta
 from anysigma.machine.distributed import is_first
 from anysigma.machine.progress import progress
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.pictures import grid
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
-from anysigma.studies.base import Model
-from anysigma.studies.variants import device, each_S, setting, variant
+from anysigma.studies.base import CannotServe, Model, Study
+from anysigma.studies.lineup import each_S
 
 TITLE = "Reconstruction"
 ABOUT = "Held-out images, encoded to x_T by DDIM and decoded again: what is lost."
@@ -29,7 +30,7 @@ PAPER = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.000
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Study):
     """Mean squared error per dimension on [0, 1] of decode(encode(x_0)), η = 0 and unclipped both ways, over S.
 
     `n`: held-out images, the first ones; `steps`: the S to try, those above T are left out; `block` images are computed
@@ -41,23 +42,27 @@ class Reconstruction:
     block: int
     shown: int
 
-    needs_checkpoint: ClassVar[bool] = True
-    needs_features: ClassVar[bool] = False
-
     def __post_init__(self):
         if self.n < 1:
             raise ValueError(f"n={self.n}: at least 1 image is needed")
 
     def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Result:
-        """Encode, decode, compare. Raises ValueError for a sampler without a τ rule."""
-        q, ddim = model.denoiser.process, variant(sampler, eta=0.0, clip=False)
-        card = {**model.card, **setting(variant(ddim, steps=1), q.T), "scale": "[0, 1], neither rounded nor clipped"}
-        card |= {"reference": f"held-out images, the first {self.n}", "data_hash": data.hash, "block": self.block}
+        """Encode, decode, compare. Raises CannotServe for a sampler that has no encoder, or no τ rule."""
+        if not isinstance(sampler, Generalized):
+            raise CannotServe(f"DDIM's step encodes, and {type(sampler).__name__} has no encoder; use sampler=ddim")
+        T, ddim = model.denoiser.process.T, replace(sampler, sigma=Eta(0.0), clip=False)
+        every = each_S(ddim, self.steps, T)
+        card = {**model.card, **describe(replace(ddim, steps=every[0]), T), "S": every}
+        card |= {
+            "scale": "[0, 1], neither rounded nor clipped",
+            "reference": f"held-out images, the first {self.n}",
+            "data_hash": data.hash,
+            "block": self.block,
+        }
         result = Result("reconstruction", TITLE, ABOUT, card=card)
-        every = each_S(sampler, self.steps, q.T)
         if is_first():
             x_0 = from_uint8(data.held_out[: self.n])
-            found = {S: self._there_and_back(model, variant(ddim, steps=S), x_0) for S in every}
+            found = {S: self._there_and_back(model, replace(ddim, steps=S), x_0) for S in every}
             errors = {S: squared_error(back, x_0) for S, back in found.items()}
             report(result, errors, squared_error(x_0, x_0.mean(0)).mean().item())
             rows = [x_0, *found.values()]
@@ -70,7 +75,7 @@ class Reconstruction:
     def _there_and_back(self, model: Model, ddim: Generalized, x_0: Tensor) -> Tensor:
         blocks = x_0.split(self.block)
         return torch.cat([
-            there_and_back(model, ddim, block.to(device(model))).cpu()
+            there_and_back(model, ddim, block.to(model.denoiser.device)).cpu()
             for block in progress(blocks, len(blocks), f"reconstruction, S = {ddim.steps}")
         ])  # fmt: skip
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from anysigma.diffusion.parameterizations import Eps
 from anysigma.diffusion.schedules.base import NoiseSchedule
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
-from anysigma.studies.base import Model
+from anysigma.studies.base import Model, Study
 
 TITLE = "Noise schedules"
 ABOUT = "How much signal is left at every t, and the weights γ_t that follow from it."
@@ -23,7 +23,7 @@ OWN = "this run's"
 
 
 @dataclass(frozen=True)
-class Schedules:
+class Schedules(Study):
     """α_t, SNR_t = α_t/(1-α_t), γ_t and the signal left at T, √α_T, of several schedules; of a checkpoint's own too.
 
     `schedules` and `gammas` by the name they are shown under; `at`: t/T of the table's columns, each in (0, 1].
@@ -33,8 +33,7 @@ class Schedules:
     gammas: Mapping[str, Gamma]
     at: Sequence[float]
 
-    needs_checkpoint: ClassVar[bool] = False
-    needs_features: ClassVar[bool] = False
+    needs_checkpoint = False
 
     def __post_init__(self):
         if not all(0 < share <= 1 for share in self.at):

@@ -5,27 +5,27 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from anysigma.diffusion.noise import ImageNoise
-from anysigma.diffusion.samplers.base import Sampler
+from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.machine.distributed import is_first
 from anysigma.machine.progress import progress
 from anysigma.metrics.card import versions
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
-from anysigma.studies.base import Model
-from anysigma.studies.variants import device, each_S, setting, variant
+from anysigma.studies.base import Model, Study
+from anysigma.studies.lineup import at_S, each_S
 
 TITLE = "Speed"
 ABOUT = "Images a second and seconds an image, against the number of steps S."
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speed(Study):
     """How long the sampler takes for a block of `block` images at every S of `steps`, those above T left out.
 
     `repeats` blocks are timed after one that is not; noise is drawn inside the time, features and files are not.
@@ -37,31 +37,29 @@ class Speed:
     repeats: int
     seed: int
 
-    needs_checkpoint: ClassVar[bool] = True
-    needs_features: ClassVar[bool] = False
-
     def __post_init__(self):
         if self.block < 1 or self.repeats < 1:
             raise ValueError(f"block={self.block}, repeats={self.repeats}: at least 1 image and 1 repeat are needed")
 
     def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Result:
-        """Time it. Raises ValueError for a sampler without a τ rule."""
+        """Time it. Raises CannotServe for a sampler without a τ rule."""
         T = model.denoiser.process.T
         every = each_S(sampler, self.steps, T)
-        card = {**model.card, **setting(variant(sampler, steps=1), T), **machine(device(model)), "versions": versions()}
-        card |= {"block": self.block, "repeats": self.repeats, "warm-up": "one block of the fewest steps", "seed": self.seed}
+        card = {**model.card, **describe(at_S(sampler, every[0]), T), "S": every, "versions": versions()}
+        card |= {**machine(model.denoiser.device), "seed": self.seed, "warm-up": "one block of the fewest steps"}
+        card |= {"block": self.block, "repeats": self.repeats}
         card |= {"parameters": sum(p.numel() for p in model.denoiser.parameters()), "shape": list(model.shape)}
         result = Result("speed", TITLE, ABOUT, card=card)
         if is_first():
-            self._once(model, variant(sampler, steps=every[0]))
+            self._once(model, at_S(sampler, every[0]))
             jobs = [S for S in every for _ in range(self.repeats)]
-            seconds = [self._once(model, variant(sampler, steps=S)) for S in progress(jobs, len(jobs), "speed")]
+            seconds = [self._once(model, at_S(sampler, S)) for S in progress(jobs, len(jobs), "speed")]
             report(result, dict(zip(every, torch.tensor(seconds).split(self.repeats), strict=True)), self.block)
         return result
 
     @torch.inference_mode()
     def _once(self, model: Model, sampler: Sampler) -> float:
-        where = device(model)
+        where = model.denoiser.device
 
         def block() -> None:
             noise = ImageNoise(range(self.block), model.shape, self.seed, where)

@@ -26,17 +26,32 @@ class NoiseSchedule:
         """Number of diffusion steps."""
         return len(self.alpha) - 1
 
-    def __call__(self, t: int | Tensor) -> Tensor:
-        """α_t in float64, for t in 0..T: a scalar for an int, `[B]` for a long tensor, on that tensor's device."""
+    def __call__(self, t: float | Tensor) -> Tensor:
+        """α_t in float64, for t in 0..T: a scalar for a number, `[B]` for a tensor, on that tensor's device.
+
+        Whole numbers read the table; a float between two of them reads it by `between`. Raises IndexError outside 0..T.
+        """
         if not isinstance(t, Tensor):
             if not 0 <= t <= self.T:
                 raise IndexError(f"t={t} lies outside 0..{self.T}")
-            return self.alpha[t]
+            return self.alpha[t] if isinstance(t, int) else between(self.alpha, torch.tensor(t, dtype=torch.float64))
         if t.device.type == "mps":  # has no float64: gathered on the CPU, cast by the caller
-            return self.alpha[t.cpu()]
+            t = t.cpu()
         if t.device not in self._on_device:
             self._on_device[t.device] = self.alpha.to(t.device)
-        return self._on_device[t.device][t]
+        table = self._on_device[t.device]
+        return between(table, t) if t.is_floating_point() else table[t]
+
+
+def between(alpha: Tensor, t: Tensor) -> Tensor:
+    """α at t in 0..T, float: the table's own value at whole numbers, log-SNR = ln(α/(1-α)) linear between them.
+
+    Where log-SNR has an end at infinity (from 0 to 1, and up to an α_T of 0) it is α that is linear.
+    """
+    low, high = t.floor().long(), t.ceil().long()
+    a, b, share = alpha[low], alpha[high], t.double() - low
+    log_snr = torch.lerp(a.logit(), b.logit(), share)
+    return torch.where((low != high) & log_snr.isfinite(), log_snr.sigmoid(), torch.lerp(a, b, share))
 
 
 def alpha_from_beta(beta: Tensor) -> Tensor:

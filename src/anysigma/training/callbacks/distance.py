@@ -3,7 +3,7 @@
 from lightning.pytorch import LightningModule, Trainer
 
 from anysigma.data.images import to_uint8
-from anysigma.diffusion.samplers.base import Sampler
+from anysigma.diffusion.samplers.base import Sampler, at_most
 from anysigma.machine.distributed import my_share, rank_and_world, spread
 from anysigma.metrics.fidelity import Features, Monitor
 from anysigma.training.callbacks.base import Periodic, report
@@ -30,5 +30,6 @@ class Distance(Periodic):
         block = spread(self.n, module.block)
         ks = my_share(range(self.n), block)
         if ks:
-            self._monitor.update(to_uint8(module.sample(ks, self.sampler, self.seed, block)), real=False)
+            images = module.sample(ks, at_most(self.sampler, module.ema.process.T), self.seed, block)
+            self._monitor.update(to_uint8(images), real=False)
         report(trainer, {self.metric: self._monitor.compute()})

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 
 from anysigma.data.images import to_uint8
-from anysigma.diffusion.samplers.base import Sampler
+from anysigma.diffusion.samplers.base import Sampler, at_most
 from anysigma.machine.distributed import gathered, my_share, spread
 from anysigma.report.pictures import grid, save_png
 from anysigma.training.callbacks.base import Periodic, report_image
@@ -14,7 +14,7 @@ from anysigma.training.callbacks.base import Periodic, report_image
 class Grid(Periodic):
     """`n` images by `sampler` from the averaged weights, every `every` steps, as samples/step-<step>.png.
 
-    `seed` names the noise. Every rank makes its share.
+    `seed` names the noise. A sampler of more steps than T takes all T. Every rank makes its share.
     """
 
     def __init__(self, every: int, n: int, sampler: Sampler, seed: int):
@@ -24,7 +24,7 @@ class Grid(Periodic):
     def act(self, trainer: Trainer, module: LightningModule) -> None:
         block = spread(self.n, module.block)
         ks = my_share(range(self.n), block)
-        images = gathered(ks, to_uint8(module.sample(ks, self.sampler, self.seed, block)))
+        images = gathered(ks, to_uint8(module.sample(ks, at_most(self.sampler, module.ema.process.T), self.seed, block)))
         if trainer.is_global_zero:
             picture = grid(images)
             save_png(picture, Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:07d}.png")
