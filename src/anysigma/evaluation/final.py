@@ -30,7 +30,7 @@ def final_figures(folder: Path, node: dict[str, Any], word: str, loggers: Logger
         name(folder), word, study_node=node["study"], sampler=node["sampler"],
         features=None if own else node["features"], which="last", weights="ema", data={},
     )  # fmt: skip
-    there = agreed(measured(place, **made_of))
+    there = agreed(measured(place, **made_of, lacks_features=False))
     if not there:
         record = Record(place, loggers, {**facts, "config": {k: v for k, v in node.items() if k != "job"}})
         try:

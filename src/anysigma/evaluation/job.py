@@ -1,6 +1,6 @@
 """The one way to a figure: a study on a checkpoint's denoiser, from train.py and from evaluate.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -14,9 +14,9 @@ from anysigma.machine.distributed import say
 from anysigma.machine.hardware import Hardware
 from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
+from anysigma.report.results import Result
 from anysigma.runs.checkpoint import weights_digest
-from anysigma.studies.all import results_of
-from anysigma.studies.base import Model, Study
+from anysigma.studies.base import CannotServe, Model, Study
 
 
 class Evaluation:
@@ -52,14 +52,26 @@ class Evaluation:
         card = {**self.card, "weights_sha256": digest, "precision": hardware.precision}
         model = Model(self.denoiser.to(fabric.device), self.data.shape, card)
         if fabric.is_global_zero:
-            record.begin(step=self.card["step"], weights_sha256=digest)
+            lacking = features is None and study.needs_features
+            record.begin(step=self.card["step"], weights_sha256=digest, lacks_features=lacking)
         with fabric.autocast():
-            for result in results_of(study.run(model, sampler, self.data, features, record.folder)):
+            for result in self._results(study, model, sampler, features, record, without_features):
                 if fabric.is_global_zero:
                     record.add(result)
         if fabric.is_global_zero:
             record.close()
         fabric.barrier()
+
+    def _results(
+        self, study: Study, model: Model, sampler: Sampler, features: Features | None, record: Record, without: bool
+    ) -> Iterator[Result]:
+        """The study's; a line in their place where it cannot do without features and may have to."""
+        try:
+            yield from study.results(model, sampler, self.data, features, record.folder)
+        except CannotServe as why:
+            if not (without and features is None):
+                raise
+            yield Result(type(study).__name__.lower(), lines=[f"not measured: {why}"])
 
     def _features(self, study: Study, without: bool) -> Features | None:
         if not study.needs_features:

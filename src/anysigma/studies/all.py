@@ -1,6 +1,6 @@
 """Several studies in one process, one after the other."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ class All(Study):
         if not self.studies:
             raise ValueError("study.studies={}: at least one study is needed")
 
+    draws_without = True  # those that need none
+
     @property
     def needs_checkpoint(self) -> bool:
         """Whether any of them does."""
@@ -39,11 +41,6 @@ class All(Study):
         for number, (name, study) in enumerate(self.studies.items(), 1):
             say(f"\n{number}/{len(self.studies)} {name}")
             try:
-                yield from results_of(study.run(model, sampler, data, features, folder))
+                yield from study.results(model, sampler, data, features, folder)
             except CannotServe as why:
                 yield Result(name, lines=[f"skipped: {why}"])
-
-
-def results_of(found: Result | Iterable[Result]) -> Iterable[Result]:
-    """One result or several as several."""
-    return [found] if isinstance(found, Result) else found

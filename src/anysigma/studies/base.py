@@ -1,7 +1,7 @@
 """What a study is, what it is given, and what it answers where it cannot be made."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,14 @@ class Study(ABC):
 
     needs_checkpoint: ClassVar[bool] = True
     needs_features: ClassVar[bool] = False
+    draws_without: ClassVar[bool] = False  # whether it has something to show where its features cannot be had
+
+    def results(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Iterator[Result]:
+        """`run`, one result after the other; raises CannotServe where the features that it needs are None."""
+        if features is None and self.needs_features and not self.draws_without:
+            raise CannotServe("there are no features to measure in")
+        found = self.run(model, sampler, data, features, folder)
+        yield from [found] if isinstance(found, Result) else found
 
     @abstractmethod
     def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Result | Iterable[Result]:

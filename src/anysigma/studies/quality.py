@@ -46,7 +46,7 @@ class Fidelity(Study):
     save: str | None
     cache: str | None
 
-    needs_features = True
+    needs_features, draws_without = True, True
 
     def __post_init__(self):
         if self.save not in (None, "png", "npz"):
