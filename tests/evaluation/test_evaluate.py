@@ -100,3 +100,62 @@ def test_too_few_real_images_and_a_folder_in_the_way_are_one_line(place):
     (place / "logs/evaluate").write_text("in the way")
     done = run(place, ROOT / "evaluate.py", *SMALL, "logger=csv", code=2)
     assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
+
+
+def newest(place):
+    pointer = json.loads((place / "logs/train/small/results.json").read_text())
+    return place / pointer["evaluation"]
+
+
+def test_the_figures_of_an_older_step_are_put_aside(trained, tmp_path):
+    """The folder follows from what is asked; what it was made of stands in results.json."""
+    shutil.copytree(trained / "logs", tmp_path / "logs")
+    before = newest(tmp_path)
+    run(tmp_path, ROOT / "train.py", "debug=true", "logger=csv", "run=small", "trainer.max_steps=22")
+    after = json.loads((newest(tmp_path) / "results.json").read_text())
+    assert newest(tmp_path) == before and after["step"] == 22
+    old = json.loads((before / "step-20-results.json").read_text())
+    assert old["step"] == 20 and old["weights_sha256"] != after["weights_sha256"]
+    assert (before / "step-20-grid.png").exists() and (before / "step-20-report.html").exists()
+
+
+def test_the_figures_at_the_end_of_training_are_made_in_its_precision(tmp_path):
+    words = ("debug=true", "logger=csv")
+    run(tmp_path, ROOT / "train.py", *words, "run=small", "hardware.precision=bf16-mixed")
+    folder = newest(tmp_path)
+    first = json.loads((folder / "results.json").read_text())
+    assert next(iter(first["cards"].values()))["precision"] == "bf16-mixed"
+    shutil.rmtree(folder / "shards")  # so that the images are made again
+    run(tmp_path, ROOT / "evaluate.py", "checkpoint=small", *words)  # auto: as the run was trained
+    again = json.loads((folder / "results.json").read_text())
+    assert again["rows"] == first["rows"] and again["cards"] == first["cards"]
+    said = run(tmp_path, ROOT / "train.py", *words, "run=small", "trainer.max_steps=22", "hardware.precision=32-true").stdout
+    assert "going on otherwise than before: hardware.precision=32-true, before bf16-mixed" in said
+
+
+def test_other_images_than_the_runs_are_refused(tmp_path):
+    """Nine images deleted, or another folder named: the run does not go on, and no figure is made."""
+    from PIL import Image
+
+    for name in ("images", "others"):
+        (tmp_path / name).mkdir()
+        for k in range(40):
+            array = np.random.default_rng([k, len(name)]).integers(0, 256, (8, 8)).astype(np.uint8)
+            Image.fromarray(array).save(tmp_path / name / f"{k:02d}.png")
+    words = ["data=folder", "data.shape=[1,8,8]", "data.batch_size=8", "features=none", "debug=true", "logger=csv", "run=f"]
+    words += ["model.channels=8", "trainer.max_steps=4"]
+    run(tmp_path, ROOT / "train.py", *words, "data.root=images")
+    asked = ("checkpoint=f", "study=speed", "debug=true", "logger=csv")
+    assert "images/s" in run(tmp_path, ROOT / "evaluate.py", *asked, "data.root=images").stdout
+    assert "data.root=null" in run(tmp_path, ROOT / "evaluate.py", *asked, code=2).stderr
+    assert (
+        "the images are not those of the run"
+        in run(tmp_path, ROOT / "evaluate.py", *asked, "data.root=others", code=2).stderr
+    )
+    (tmp_path / "images").rename(tmp_path / "moved")  # a place does not make a run, its content does
+    done = run(tmp_path, ROOT / "train.py", *words, "data.root=moved", "trainer.max_steps=6")
+    assert "going on from step 4 of 6" in done.stdout
+    for k in range(9):
+        (tmp_path / f"moved/{k:02d}.png").unlink()
+    done = run(tmp_path, ROOT / "train.py", *words, "data.root=moved", "trainer.max_steps=8", code=2)
+    assert "the images are not those of the run" in done.stderr and done.stderr.count("\n") == 1
