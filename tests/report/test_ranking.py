@@ -155,5 +155,6 @@ def test_numbers_have_the_digits_that_their_error_leaves(value, error, text):
 def test_names_as_a_person_reads_them():
     assert phrase(PARAMS) == "S = 10, η = 0, uniform τ, clipped"
     assert phrase({"sigma": "SigmaHat()", "clip": False}) == "σ̂, not clipped"
+    assert phrase({"sampler": "DPMSolverPP", "S": 5}) == "DPMSolverPP, S = 5"
     assert run_of("logs/train/a/checkpoints/last.ckpt") == "a"
     assert run_of("logs/train/a/checkpoints/best.ckpt") == "a/best"

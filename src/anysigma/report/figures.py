@@ -163,6 +163,8 @@ def phrase(params: dict[str, Any]) -> str:
             words.append(f"{said(name, value)} τ")
         elif name == "clip":
             words.append("clipped" if value is True else "not clipped" if value is False else f"clip {value}")
-        elif (name, value) != ("sampler", "Generalized"):
+        elif name == "sampler":
+            words += [] if value == "Generalized" else [str(value)]  # its σ says which
+        else:
             words.append(f"{name.replace('_', ' ')} = {said(name, value)}")
     return ", ".join(words)
