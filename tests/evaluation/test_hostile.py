@@ -119,6 +119,8 @@ def hostile(base, canary):
     yield "partial-word", put(base, "schedule._partial_", "${oc.env:HOME}")
     zero = "anysigma.diffusion.schedules.zero_terminal_snr.ZeroTerminalSNR"
     yield "zero-schedule", put(base, "schedule", {"_target_": zero, "schedule": system})
+    yield "features-whole", put(base, "features._partial_", False)
+    yield "source-whole", put(base, "data.source._partial_", False)
     yield "foreign-group", put(base, "schedule", base["config"]["data"])
     yield "name-walks", put(base, "features.name", f"../../../../../../..{canary.parent}/secret")
     yield "too-deep", put(base, "model.extra", deep(2_000))

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,21 +64,28 @@ class Allowed:
             raise ConfigError(f"{path}.{hidden[0]}: only _target_ and _partial_ may stand beside a target's arguments")
         if named in self.at(path):
             return
-        if not named.partial and named._replace(partial=True) in self.at(path):
-            return  # a factory may be given whole: _partial_: false
         known = any(named.target == one.target for group in self.groups.values() for one in group)
         where = "belongs elsewhere" if known else "is named by no YAML of conf/"
         own = "; a class of your own needs its YAML in a folder named by --config-dir" if not known else ""
-        partial = " with _partial_" if named.partial else ""
+        partial = " with _partial_" if named.partial else " without _partial_" if self._only_partial(named) else ""
         raise ConfigError(f"{path}._target_: {named.target}{partial} {where}{own}")
+
+    def _only_partial(self, named: Named) -> bool:
+        every = set().union(*self.groups.values())
+        return named not in every and named._replace(partial=True) in every
 
 
 def allowed(places: Iterable[Path] | None = None) -> Allowed:
     """What the YAMLs in `places` name, by default in all that this command composes from."""
+    return _allowed(tuple(sources() if places is None else places))
+
+
+@lru_cache
+def _allowed(places: tuple[Path, ...]) -> Allowed:
     found = Allowed()
     for name, targets in GENERATED.items():
         found.groups[name] |= targets
-    for place in places if places is not None else sources():
+    for place in places:
         for path in sorted(place.rglob("*.yaml")):
             _read(path, place, found)
     return found
