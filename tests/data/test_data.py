@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from anysigma.compose.config import locate
+from anysigma.compose.targets import locate
 from anysigma.data.datamodule import ImageDataModule, Order
 from anysigma.data.digits import Digits
 

@@ -6,7 +6,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from anysigma.compose import config
-from anysigma.compose.config import build, check_train
+from anysigma.compose.checks import check_train
+from anysigma.compose.config import build
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.schedules.cosine import Cosine
 from anysigma.diffusion.schedules.linear import Linear

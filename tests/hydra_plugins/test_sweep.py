@@ -74,7 +74,7 @@ def test_evaluations_too_have_a_folder_a_job(place):
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and said.splitlines()[-1] == "2 jobs, 0 failed", said + errors
     (made,) = {path.parent for path in (folder / "logs/evaluate").glob("*/.submitit")}
-    assert len(list(made.glob("*/*/results.json"))) == 2 and len(list(made.glob(".submitit/*"))) == 2
+    assert len(list(made.rglob("results.json"))) == 2 and len(list(made.glob(".submitit/*"))) == 2
 
 
 def test_a_stopped_sweep_leaves_nothing_running_and_the_same_command_goes_on(tmp_path):

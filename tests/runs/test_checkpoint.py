@@ -51,7 +51,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
     code = (
         "import sys, torch; from pathlib import Path; from anysigma.runs import checkpoint as f\n"
         "for step in range(10**6):\n"
-        "    f.write(dict(config={}, format=1, step=step, state_dict={'x': torch.zeros(10**6)}), Path(sys.argv[1]))\n"
+        "    f.write(dict(config={}, format=2, step=step, state_dict={'x': torch.zeros(10**6)}), Path(sys.argv[1]))\n"
     )
     path = tmp_path / "last.ckpt"
     for attempt in range(4):
@@ -73,7 +73,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
         (lambda p: p.write_text("hello"), "truncated, or no file of ours"),
         (lambda p: torch.save({"x": 1}, p), "not written by anysigma"),
         (lambda p: torch.save([1, 2], p), "not written by anysigma"),
-        (lambda p: torch.save({**content(), "format": 99}, p), "format 99, this version reads 1"),
+        (lambda p: torch.save({**content(), "format": 99}, p), "format 99, this version reads 2"),
     ],
 )
 def test_a_file_that_is_not_ours_is_refused_in_one_line(tmp_path, spoil, said):

@@ -26,14 +26,10 @@ PLOT = Plot("a line", "x", "y", [Curve("one", [0, 1], [0, 1])])
 NUMBER, PICTURE = 7.25, np.random.default_rng(0).integers(0, 256, (12, 20, 3)).astype(np.uint8)
 
 
-class OneRow:
-    """A study whose outcome is known."""
-
-    block, seed = 64, 0
-
-    def run(self, *_):
-        row = Row("fd_digits", NUMBER, n=3, better=-1, floor=1.0)
-        return Result("fidelity", rows=[row], pictures={"grid": PICTURE, "film": FILM}, plots={"curve": PLOT})
+RESULT = Result(
+    "fidelity", rows=[Row("fd_digits", NUMBER, n=3, better=-1, floor=1.0)], pictures={"grid": PICTURE, "film": FILM},
+    plots={"curve": PLOT},
+)  # fmt: skip
 
 
 def recorded(folder):
@@ -53,7 +49,7 @@ def decoded(event):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    train_here(folder, "logger=tensorboard", study=OneRow())
+    train_here(folder, "logger=tensorboard", result=RESULT)
     return folder
 
 
@@ -83,7 +79,7 @@ def test_pictures_and_the_final_result_can_be_read_back(run):
 
 def test_an_evaluation_lies_below_its_studys_name(tmp_path):
     logger = build(compose_logger())["tensorboard"](folder=tmp_path, config={})
-    logger.log_study(OneRow().run())
+    logger.log_study(RESULT)
     logger.finish(0)
     events = recorded(tmp_path)
     assert np.array_equal(decoded(events.Images("fidelity/grid")[0]), PICTURE)

@@ -23,7 +23,7 @@ from anysigma.compose.config import build
 from anysigma.runs.checkpoint import read
 from anysigma.runs.identity import identity
 from anysigma.runs.listing import reached
-from anysigma.training.job import Facts, finish
+from anysigma.training.job import Facts, Final
 
 ROOT = Path(__file__).parents[2]
 config.register()
@@ -38,8 +38,8 @@ def command(script, *words, cwd, check=True, **environment):
     return done
 
 
-def train_here(folder, *words):
-    """A run in this process, without its final figures; returns its last checkpoint."""
+def train_here(folder, *words, result=None):
+    """A run in this process, its final figures those of `result`, or none; returns its last checkpoint."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         node = check_train(compose("train", ["debug=true", "logger=csv", "~callbacks.progress", *words]))
     torch.manual_seed(node["seed"])
@@ -47,7 +47,10 @@ def train_here(folder, *words):
     if reached(folder, facts.identity) < node["trainer"]["max_steps"]:
         outcome = build(node["job"]).run(folder, facts)
         assert outcome.code == 0
-        finish(outcome.loggers, 0)
+        final = Final(outcome.loggers, node["trainer"]["max_steps"])
+        if result is not None:
+            final.log_study(result)
+        final.finish(0)
     return read(folder / "checkpoints" / "last.ckpt")
 
 
