@@ -9,9 +9,10 @@ from anysigma.evaluation.record import Record
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
 from anysigma.studies.all import All
+from anysigma.studies.base import CannotServe, Study
 
 
-class Finds:
+class Finds(Study):
     needs_checkpoint, needs_features = True, False
 
     def __init__(self, name, seen):
@@ -56,3 +57,19 @@ def test_each_result_is_on_disk_before_the_next_study_begins(tmp_path, capsys):
 def test_no_study_at_all_is_one_line():
     with pytest.raises(ValueError, match="at least one study"):
         All({})
+
+
+def test_what_cannot_be_served_is_a_line_and_the_others_go_on(tmp_path):
+    class Cannot(Finds):
+        def run(self, *_):
+            raise CannotServe("it has no η")
+
+    class Measures(Finds):
+        needs_features = True
+
+    seen = []
+    study = All({"one": Cannot("one", seen), "two": Measures("two", seen), "three": Finds("three", seen)})
+    found = list(study.results(None, None, None, None, tmp_path))  # no features
+    lines = {one.study: one.lines for one in found}
+    assert lines == {"one": ["skipped: it has no η"], "two": ["skipped: there are no features to measure in"],
+                     "three": ["three said"]}  # fmt: skip

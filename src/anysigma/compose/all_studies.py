@@ -22,7 +22,7 @@ def all_studies(conf: Path) -> dict[str, Any]:
                 found[path.stem] = order
     names = sorted(found, key=lambda name: (found[name], name))
     studies = [{f"/study@studies.{name}": name} for name in names]
-    return {"defaults": [*studies, "_self_"], "_target_": "anysigma.studies.all.All"}
+    return {"defaults": [*studies, "_self_"], "_target_": "anysigma.studies.all.All", "order": None}
 
 
 def order_of(path: Path) -> float | None:
