@@ -41,7 +41,7 @@ def test_each_result_is_on_disk_before_the_next_study_begins(tmp_path, capsys):
     assert study.needs_checkpoint and study.needs_features and not All({"one": Finds("one", [])}).needs_features
     record = Record(tmp_path, {}, {"command": "python evaluate.py", "config": {}, "versions": {}})
     with pytest.raises(ValueError, match="no more"):
-        for result in study.results(None, None, None, None, tmp_path):
+        for result in study.results(None, None, None, object(), tmp_path):
             record.add(result)
     assert seen == [("one", False), ("two", True)]
     results = json.loads((tmp_path / "results.json").read_text())
