@@ -79,7 +79,7 @@ def test_a_figure_says_all_of_its_protocol(place):
 
 
 def test_a_fresh_project_at_wandb_has_a_section_a_study(place):
-    run(place, ROOT / "evaluate.py", *SMALL, "study=table", "study.steps=[2,4]", "study.etas=[0.0]", WANDB_MODE="offline")
+    run(place, ROOT / "evaluate.py", *SMALL, "study=table", "study.steps=[2,4]", WANDB_MODE="offline")
     (offline,) = place.glob("logs/evaluate/small/table-*/wandb/offline-run-*")
     assert re.search(r"offline-run-.*-small-table-", offline.name)
     media = {

@@ -9,6 +9,7 @@ from anysigma.evaluation.record import Record
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
 from anysigma.studies.all import All, results_of
+from anysigma.studies.base import CannotServe
 
 
 class Finds:
@@ -51,6 +52,28 @@ def test_each_result_is_on_disk_before_the_next_study_begins(tmp_path, capsys):
     assert "2/3 two" in said and "two said" in said and "a  bb\n1   2\nnote" in said
     record.close()
     assert "<h1>" in (tmp_path / "report.html").read_text()
+
+
+class Cannot(Finds):
+    def run(self, model, sampler, data, features, folder):
+        yield super().run(model, sampler, data, features, folder)
+        raise CannotServe("no encoder; use sampler=ddim")
+
+
+def test_what_cannot_be_served_is_a_line_in_the_report_and_the_others_go_on(tmp_path, capsys):
+    seen = []
+    study = All({"one": Finds("one", seen), "two": Cannot("two", seen), "three": Finds("three", seen)})
+    record = Record(tmp_path, {}, {"command": "python evaluate.py", "config": {}, "versions": {}})
+    for result in results_of(study.run(None, None, None, None, tmp_path)):
+        record.add(result)
+    record.close()
+    assert [name for name, _ in seen] == ["one", "two", "three"]
+    sections = json.loads((tmp_path / "results.json").read_text())["sections"]
+    assert [one["study"] for one in sections] == ["one", "two", "two", "three"]
+    assert sections[2]["lines"] == ["skipped: no encoder; use sampler=ddim"]
+    assert (
+        "skipped: no encoder" in (tmp_path / "report.html").read_text() and "skipped: no encoder" in capsys.readouterr().out
+    )
 
 
 def test_no_study_at_all_is_one_line():
