@@ -1,6 +1,7 @@
 """Several studies in one: in their order, each on disk before the next, and a failing one takes nothing with it."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,15 +9,14 @@ import pytest
 from anysigma.evaluation.record import Record
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
-from anysigma.studies.all import All, results_of
-from anysigma.studies.base import CannotServe
+from anysigma.studies.all import All
+from anysigma.studies.base import CannotServe, Study
 
 
-class Finds:
-    needs_checkpoint, needs_features = True, False
-
-    def __init__(self, name, seen):
-        self.name, self.seen = name, seen
+@dataclass(frozen=True)
+class Finds(Study):
+    name: str
+    seen: list
 
     def run(self, model, sampler, data, features, folder):
         self.seen.append((self.name, (folder / "results.json").exists()))
@@ -41,7 +41,7 @@ def test_each_result_is_on_disk_before_the_next_study_begins(tmp_path, capsys):
     assert study.needs_checkpoint and study.needs_features and not All({"one": Finds("one", [])}).needs_features
     record = Record(tmp_path, {}, {"command": "python evaluate.py", "config": {}, "versions": {}})
     with pytest.raises(ValueError, match="no more"):
-        for result in results_of(study.run(None, None, None, None, tmp_path)):
+        for result in study.results(None, None, None, object(), tmp_path):
             record.add(result)
     assert seen == [("one", False), ("two", True)]
     results = json.loads((tmp_path / "results.json").read_text())
@@ -64,16 +64,21 @@ def test_what_cannot_be_served_is_a_line_in_the_report_and_the_others_go_on(tmp_
     seen = []
     study = All({"one": Finds("one", seen), "two": Cannot("two", seen), "three": Finds("three", seen)})
     record = Record(tmp_path, {}, {"command": "python evaluate.py", "config": {}, "versions": {}})
-    for result in results_of(study.run(None, None, None, None, tmp_path)):
+    for result in study.results(None, None, None, None, tmp_path):
         record.add(result)
     record.close()
     assert [name for name, _ in seen] == ["one", "two", "three"]
     sections = json.loads((tmp_path / "results.json").read_text())["sections"]
     assert [one["study"] for one in sections] == ["one", "two", "two", "three"]
     assert sections[2]["lines"] == ["skipped: no encoder; use sampler=ddim"]
-    assert (
-        "skipped: no encoder" in (tmp_path / "report.html").read_text() and "skipped: no encoder" in capsys.readouterr().out
-    )
+    for text in ((tmp_path / "report.html").read_text(), capsys.readouterr().out):
+        assert "skipped: no encoder" in text
+
+
+def test_a_study_whose_features_cannot_be_had_is_a_line_too(tmp_path):
+    study = All({"one": Fails("one", []), "two": Finds("two", [])})
+    found = list(study.results(None, None, None, None, tmp_path))
+    assert [result.lines for result in found] == [["skipped: there are no features to measure in"], ["two said"]]
 
 
 def test_no_study_at_all_is_one_line():

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from anysigma.studies.variants import each_S, path, sampled, variant
 from conftest import gaussian, mixture, randn
 
 from anysigma.data.digits import Digits
