@@ -105,7 +105,10 @@ def test_every_yaml_default_is_the_constructors():
 
 # Options that exist to differ from the constructor's default.
 PAPERS = ("channels", "blocks", "attention", "dropout", "fit", "groups", "norm_eps", "downsample", "first_weights")
-DIFFERS = {"decay": ("ema=default",), "flips": ("data=cifar10",), **dict.fromkeys(PAPERS, ("model=unet_ddpm",))}
+STUDIES = tuple(word for word in options() if word.startswith("study="))
+DIFFERS = {
+    "decay": ("ema=default",), "flips": ("data=cifar10",), **dict.fromkeys(PAPERS, ("model=unet_ddpm",)), "order": STUDIES
+}  # fmt: skip
 
 
 def test_yaml_lists_every_tunable_of_our_own_targets():

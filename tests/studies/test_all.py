@@ -1,6 +1,7 @@
 """Several studies in one: in their order, each on disk before the next, and a failing one takes nothing with it."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,11 +13,10 @@ from anysigma.studies.all import All
 from anysigma.studies.base import CannotServe, Study
 
 
+@dataclass(frozen=True)
 class Finds(Study):
-    needs_checkpoint, needs_features = True, False
-
-    def __init__(self, name, seen):
-        self.name, self.seen = name, seen
+    name: str
+    seen: list
 
     def run(self, model, sampler, data, features, folder):
         self.seen.append((self.name, (folder / "results.json").exists()))
@@ -54,22 +54,33 @@ def test_each_result_is_on_disk_before_the_next_study_begins(tmp_path, capsys):
     assert "<h1>" in (tmp_path / "report.html").read_text()
 
 
+class Cannot(Finds):
+    def run(self, model, sampler, data, features, folder):
+        yield super().run(model, sampler, data, features, folder)
+        raise CannotServe("no encoder; use sampler=ddim")
+
+
+def test_what_cannot_be_served_is_a_line_in_the_report_and_the_others_go_on(tmp_path, capsys):
+    seen = []
+    study = All({"one": Finds("one", seen), "two": Cannot("two", seen), "three": Finds("three", seen)})
+    record = Record(tmp_path, {}, {"command": "python evaluate.py", "config": {}, "versions": {}})
+    for result in study.results(None, None, None, None, tmp_path):
+        record.add(result)
+    record.close()
+    assert [name for name, _ in seen] == ["one", "two", "three"]
+    sections = json.loads((tmp_path / "results.json").read_text())["sections"]
+    assert [one["study"] for one in sections] == ["one", "two", "two", "three"]
+    assert sections[2]["lines"] == ["skipped: no encoder; use sampler=ddim"]
+    for text in ((tmp_path / "report.html").read_text(), capsys.readouterr().out):
+        assert "skipped: no encoder" in text
+
+
+def test_a_study_whose_features_cannot_be_had_is_a_line_too(tmp_path):
+    study = All({"one": Fails("one", []), "two": Finds("two", [])})
+    found = list(study.results(None, None, None, None, tmp_path))
+    assert [result.lines for result in found] == [["skipped: there are no features to measure in"], ["two said"]]
+
+
 def test_no_study_at_all_is_one_line():
     with pytest.raises(ValueError, match="at least one study"):
         All({})
-
-
-def test_what_cannot_be_served_is_a_line_and_the_others_go_on(tmp_path):
-    class Cannot(Finds):
-        def run(self, *_):
-            raise CannotServe("it has no η")
-
-    class Measures(Finds):
-        needs_features = True
-
-    seen = []
-    study = All({"one": Cannot("one", seen), "two": Measures("two", seen), "three": Finds("three", seen)})
-    found = list(study.results(None, None, None, None, tmp_path))  # no features
-    lines = {one.study: one.lines for one in found}
-    assert lines == {"one": ["skipped: it has no η"], "two": ["skipped: there are no features to measure in"],
-                     "three": ["three said"]}  # fmt: skip

@@ -1,11 +1,11 @@
 """Studies of one checkpoint against what exact denoisers must give."""
 
 import math
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from anysigma.studies.variants import each_S, path, sampled, variant
 from conftest import gaussian, mixture, randn
 
 from anysigma.data.digits import Digits
@@ -15,21 +15,27 @@ from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.noise import ImageNoise
 from anysigma.diffusion.parameterizations import X0, Eps, V
+from anysigma.diffusion.samplers.base import AlongTau, Step
+from anysigma.diffusion.samplers.dpmpp import DPMSolverPP
 from anysigma.diffusion.samplers.generalized import Generalized
-from anysigma.diffusion.samplers.sigma import SigmaHat
+from anysigma.diffusion.samplers.sigma import Eta, SigmaHat
 from anysigma.diffusion.samplers.tau import Trailing, Uniform
 from anysigma.diffusion.schedules.linear import Linear
 from anysigma.diffusion.schedules.zero_terminal_snr import ZeroTerminalSNR
-from anysigma.studies.base import Model
+from anysigma.studies.base import CannotServe, Model
 from anysigma.studies.consistency import Consistency
+from anysigma.studies.generated import path, sampled
 from anysigma.studies.interpolation import Interpolation, slerp
+from anysigma.studies.lineup import each_S
 from anysigma.studies.one_step import OneStep, amplification, errors_at_T, mean_and_spread
 from anysigma.studies.plane import Plane, to_point, to_ring
 from anysigma.studies.reconstruction import Reconstruction, squared_error, there_and_back
-from anysigma.studies.trajectory import BUDGET, Trajectory
+from anysigma.studies.trajectory import BUDGET, Trajectory, states
 
 SHAPE = (1, 4, 4)
 SAMPLER = Generalized.with_eta(20, 0.0, Trailing(), True)
+BOTH = {"ddim": replace(SAMPLER, steps=7), "ddpm": Generalized.with_eta(12, 1.0, Trailing(), True)}
+SOLVER = DPMSolverPP(steps=20, tau=Trailing(), clip=True)
 
 
 def model_of(denoiser, shape=SHAPE):
@@ -104,7 +110,7 @@ def test_the_reconstruction_study_measures_the_held_out_images(process, recwarn)
     assert [row.params["S"] for row in result.rows] == [10, 20] and result.rows[0].n == 5
     alpha, x_0 = process.schedule.alpha.tolist(), from_uint8(held_out[:5]).double()
     for S in (10, 20):
-        tau = [t for t, _ in reversed(variant(noisy, steps=S).pairs(1000))]
+        tau = [t for t, _ in reversed(replace(noisy, steps=S).pairs(1000))]
         hand = x_0.clone().apply_(lambda x, tau=tau: by_hand(alpha, tau, x, m, v))
         assert value(result, "reconstruction_mse", S=S) == pytest.approx(squared_error(hand, x_0).mean().item(), rel=1e-3)
     assert (result.card["sigma"], result.card["clip"], result.card["tau"]) == ("Eta(eta=0.0)", False, "Uniform()")
@@ -114,8 +120,8 @@ def test_the_reconstruction_study_measures_the_held_out_images(process, recwarn)
 
 def test_a_sampler_whose_tau_is_one_list_cannot_show_several_S(blobs):
     fixed = Generalized.with_eta(None, 0.0, [1, 500, 1000], True)
-    for study in (Reconstruction(2, [10], 2, 2), Consistency(2, [10], [0.0], 2, 0, 2)):
-        with pytest.raises(ValueError, match=r"sampler\.tau is one list; use a rule: sampler/tau=uniform"):
+    for study in (Reconstruction(2, [10], 2, 2), Consistency(2, [10], {}, 2, 0, 2)):
+        with pytest.raises(CannotServe, match=r"sampler\.tau is one list; use a rule: sampler/tau=uniform"):
             study.run(blobs, fixed, data_of(images(2)), None, None)
 
 
@@ -160,7 +166,7 @@ def test_slerp_of_two_noises_is_noise():
 
 def test_interpolation_ends_at_the_images_of_its_seeds(blobs):
     study = Interpolation(rows=2, columns=5, seed=3, block=4)
-    result = study.run(blobs, variant(SAMPLER, eta=1.0), None, None, None)
+    result = study.run(blobs, replace(SAMPLER, sigma=Eta(1.0)), None, None, None)
     ends = to_uint8(sampled(blobs, SAMPLER, 4, seed=3, block=4))
     factor = result.pictures["interpolation"].shape[1] // (5 * 5 + 1)
     picture = torch.from_numpy(result.pictures["interpolation"][::factor, ::factor, 0].copy())
@@ -176,22 +182,22 @@ def test_interpolation_ends_at_the_images_of_its_seeds(blobs):
 
 
 def test_only_ddim_keeps_the_image_when_S_changes(blobs):
-    study = Consistency(n=24, steps=[10, 50, 100, 5000], etas=[0.0, 1.0], shown=3, seed=0, block=24)
+    study = Consistency(n=24, steps=[10, 50, 100, 5000], samplers=BOTH, shown=3, seed=0, block=24)
     result = study.run(blobs, SAMPLER, None, None, None)
-    kept = [value(result, "rmse_same_x_T", eta=0.0, S=S) for S in (10, 50)]
-    lost = value(result, "rmse_same_x_T", eta=1.0, S=10)
-    apart = value(result, "rmse_unrelated", eta=0.0)
+    kept = [value(result, "rmse_same_x_T", sigma="Eta(eta=0.0)", S=S) for S in (10, 50)]
+    lost = value(result, "rmse_same_x_T", sigma="Eta(eta=1.0)", S=10)
+    apart = value(result, "rmse_unrelated", sigma="Eta(eta=0.0)")
     assert kept[1] < kept[0] < apart / 5 and lost > apart / 2
-    made = {S: to_uint8(sampled(blobs, variant(SAMPLER, steps=S), 24, seed=0, block=24)).double() for S in (10, 100)}
+    made = {S: to_uint8(sampled(blobs, replace(SAMPLER, steps=S), 24, seed=0, block=24)).double() for S in (10, 100)}
     assert kept[0] == pytest.approx((made[10] - made[100]).square().mean((1, 2, 3)).sqrt().mean().item())
-    assert result.pictures.keys() == {"consistency_eta_0", "consistency_eta_1"}
+    assert result.pictures.keys() == {"consistency_ddim", "consistency_ddpm"}
 
 
 # Trajectory
 
 
 def test_the_animation_starts_at_noise_and_ends_where_both_sides_agree(blobs):
-    study = Trajectory(etas=[0.0, 1.0], eta=0.0, n=4, frames=6, seed=1)
+    study = Trajectory(samplers=BOTH, n=4, frames=6, seed=1)
     result = study.run(blobs, SAMPLER, None, None, None)
     frames = result.pictures["trajectory_animation"]
     assert frames.shape[0] == 6 and frames.dtype == "uint8"
@@ -203,10 +209,37 @@ def test_the_animation_starts_at_noise_and_ends_where_both_sides_agree(blobs):
     assert torch.equal(left[0][1:5, 0:4], x_T[0, 0]) and torch.equal(left[0][1:5, 5:9], x_T[1, 0])
 
 
+def test_a_strip_a_sampler_the_given_one_in_the_place_of_its_like(blobs):
+    result = Trajectory(samplers=BOTH, n=2, frames=3, seed=1).run(blobs, SAMPLER, None, None, None)
+    assert list(result.card["beside"]) == ["η = 0", "η = 1"] and result.card["beside"]["η = 0"]["S"] == 20
+    assert [curve.label for curve in result.plots["trajectory_settling"].curves] == ["η = 0", "η = 1"]
+    result = Trajectory(samplers=BOTH, n=2, frames=3, seed=1).run(blobs, SOLVER, None, None, None)
+    assert list(result.card["beside"]) == ["η = 0", "η = 1", "DPMSolverPP"] and result.card["sampler"] == "DPMSolverPP"
+    assert "From above: η = 0; η = 1; DPMSolverPP." in result.captions["trajectory_steps"]
+    # Six rows of eleven columns; DDIM in 7 steps fills eight of them, white are the rest.
+    picture = result.pictures["trajectory_steps"]
+    factor = picture.shape[1] // (11 * 5 + 1)
+    small = torch.from_numpy(picture[::factor, ::factor, 0].copy())
+    assert small.shape == (6 * 5 + 1, 11 * 5 + 1)
+    strips = [to_uint8(states(blobs, one, 1)) for one in (BOTH["ddim"], SOLVER)]
+    for row, strip in ((0, strips[0]), (4, strips[1])):
+        for column in range(strip.shape[1]):
+            shown = small[1 + 5 * row : 5 + 5 * row, 1 + 5 * column : 5 + 5 * column]
+            assert torch.equal(shown, strip[0, column, 0]), (row, column)
+    assert (small[1:10, 8 * 5 + 1 :] == 255).all()
+
+
+def test_a_sampler_that_a_study_has_takes_no_more_steps_than_T():
+    process = GaussianProcess(Linear(T=5))
+    model = model_of(gaussian(process, torch.zeros(SHAPE), 0.25))
+    result = Trajectory(BOTH, 1, 2, 0).run(model, replace(SAMPLER, steps=3), None, None, None)
+    assert [one["S"] for one in result.card["beside"].values()] == [3, 5]
+
+
 def test_a_large_image_makes_a_small_animation():
     process = GaussianProcess(Linear(T=20))
     model = model_of(gaussian(process, torch.zeros(3, 32, 32), 0.25), (3, 32, 32))
-    frames = Trajectory([0.0], 0.0, 16, 20, 0)._animation(model, Generalized.with_eta(19, 0.0, Trailing(), True))
+    frames = Trajectory({}, 16, 20, 0)._animation(model, Generalized.with_eta(19, 0.0, Trailing(), True))
     side = 2
     assert 2 * side**2 * 20 * 3 * 32 * 32 <= BUDGET < 2 * (side + 1) ** 2 * 20 * 3 * 32 * 32
     factor = 960 // ((2 * side + 1) * 33 + 1)
@@ -217,6 +250,44 @@ def test_a_path_is_the_samplers_own(blobs):
     states = list(path(blobs, SAMPLER, 3, seed=4))
     assert [t for t, _, _ in states] == [*(t for t, _ in SAMPLER.pairs(1000)), 0]
     assert torch.equal(states[-1][1], sampled(blobs, SAMPLER, 3, seed=4, block=3))
+
+
+# Another solver, and what it cannot do
+
+
+def test_a_solver_without_eta_serves_where_none_is_needed(blobs):
+    data = data_of(images(16))
+    result = Interpolation(rows=2, columns=5, seed=3, block=4).run(blobs, SOLVER, data, None, None)
+    assert result.card["sampler"] == "DPMSolverPP" and result.lines[0].startswith("interpolation:")
+    result = OneStep(n=4, steps=10, shown=2, seed=0, block=4).run(blobs, SOLVER, data, None, None)
+    assert result.card["beside"] == {"sampler": "DPMSolverPP", "S": 10, "tau": "Trailing()", "clip": True}
+    result = Consistency(n=24, steps=[10, 50, 100], samplers=BOTH, shown=3, seed=0, block=24).run(
+        blobs, SOLVER, data, None, None
+    )
+    assert result.pictures.keys() == {"consistency_ddim", "consistency_ddpm", "consistency_given"}
+    apart = value(result, "rmse_unrelated", sampler="DPMSolverPP")
+    assert value(result, "rmse_same_x_T", sampler="DPMSolverPP", S=10) < apart / 5
+    assert [row[0] for row in result.tables[0].rows] == ["η = 0", "η = 1", "DPMSolverPP"]
+
+
+def test_what_needs_an_encoder_or_eta_says_so_in_one_line(blobs):
+    for study, sampler, data, why in (
+        (Reconstruction(2, [10], 2, 2), SOLVER, data_of(images(2)), "DPMSolverPP has no encoder; use sampler=ddim"),
+        (Plane(4, 1, [0.0], [4], 0, 4), SOLVER, rings_data(), "η, and DPMSolverPP has none; use sampler=ddim"),
+        (Interpolation(1, 3, 0, 3), Restless(steps=3, tau=Trailing(), clip=True), None, "the sampler adds noise"),
+    ):
+        with pytest.raises(CannotServe, match=why) as said:
+            study.run(blobs, sampler, data, None, None)
+        assert "\n" not in str(said.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restless(AlongTau):
+    """A solver without η that draws noise."""
+
+    def step(self, denoiser, x_t, t, s, noise, before):
+        eps, x_0 = self.predict(denoiser, x_t, t)
+        return Step(t, s, denoiser.process.q_sample(x_0, s, noise()), x_0, eps)
 
 
 # One step
@@ -315,5 +386,5 @@ def test_distances_in_the_plane():
 
 
 def test_the_plane_refuses_images(blobs):
-    with pytest.raises(ValueError, match="needs a run of data=rings, not"):
+    with pytest.raises(CannotServe, match="needs a run of data=rings, not"):
         Plane(4, 1, [0.0], [4], 0, 4).run(blobs, SAMPLER, data_of(images(2)), None, None)

@@ -3,37 +3,97 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from anysigma.diffusion.samplers.dpmpp import DPMSolverPP
+from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.sigma import Eta, SigmaHat
-from anysigma.diffusion.samplers.tau import Uniform
+from anysigma.diffusion.samplers.tau import Quadratic, Trailing, Uniform
 from anysigma.report.results import Row
-from anysigma.studies.table import PAPER, SamplerTable, change, paper_cells, paper_change
+from anysigma.studies.table import PAPER, Grid, SamplerTable, change, changes, curves, paper_cells, paper_change, values
 
 ROOT = Path(__file__).parents[2]
 
 
+UNIFORM = {"steps": 50, "tau": Uniform(), "clip": False}
+ROWS = {
+    "ddim": Generalized(**UNIFORM, sigma=Eta(0.0)),
+    "ddpm": Generalized(**UNIFORM | {"steps": None}, sigma=Eta(1.0)),
+    "ddpm_large": Generalized(**UNIFORM | {"clip": True}, sigma=SigmaHat()),
+}
+SOLVER = DPMSolverPP(**UNIFORM)
+
+
 def table(**changed):
     facts = dict(
-        steps=[10, 20, 2000], etas=[0.0, 1.0], sigma_hat=True, eta_clip=False, sigma_hat_clip=True,
-        taus={"uniform": Uniform()}, full=False, n=None, sets=2, splits=2, seed=0, block=8, cache=None,
+        steps=[10, 20, 2000], samplers=ROWS, taus={}, full=False, n=None, sets=2, splits=2, seed=0, block=8, cache=None,
     )  # fmt: skip
     return SamplerTable(**{**facts, **changed})
 
 
-def test_the_cells_are_the_grid_and_sigma_hat_alone_is_clipped():
-    cells = list(table().settings(1000))
-    assert [(c.sigma, c.steps) for c in cells] == [(s, S) for s in ("η=0", "η=1", "σ̂") for S in (10, 20)]
-    assert [c.sampler.clip for c in cells] == [False] * 4 + [True] * 2
-    assert [c.sampler.sigma for c in cells[::2]] == [Eta(0.0), Eta(1.0), SigmaHat()]
+def shown(given, T=1000, **changed):
+    """(τ, name, S) of every cell."""
+    return [(cell.tau, cell.label, cell.S) for cell in table(**changed).cells(given, T)]
+
+
+def test_the_cells_are_the_grid_and_a_given_sampler_that_differs_in_s_alone_is_one_of_them():
+    cells = list(table().cells(replace(ROWS["ddim"], steps=7), 1000))
+    assert [(c.label, c.S) for c in cells] == [(one, S) for one in ("η = 0", "η = 1", "σ̂") for S in (10, 20)]
+    assert [c.sampler for c in cells[::2]] == [replace(one, steps=10) for one in ROWS.values()]
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (SOLVER, ["η = 0", "η = 1", "σ̂", "DPMSolverPP"]),
+        (replace(ROWS["ddim"], clip=True), ["η = 0, not clipped", "η = 1", "σ̂", "η = 0, clipped"]),
+        (replace(ROWS["ddim"], tau=Trailing()), ["η = 0, uniform τ", "η = 1", "σ̂", "η = 0, trailing τ"]),
+        (replace(ROWS["ddim"], sigma=Eta(0.3)), ["η = 0", "η = 1", "σ̂", "η = 0.3"]),
+    ],
+)
+def test_the_given_sampler_has_a_row_and_names_say_what_differs(given, names):
+    assert list(dict.fromkeys(label for _, label, _ in shown(given))) == names
+
+
+def test_names_follow_from_the_fields_and_not_from_the_keys():
+    renamed = {f"my {name}": one for name, one in ROWS.items()}
+    assert shown(SOLVER, samplers=renamed) == shown(SOLVER)
+
+
+def test_taus_make_a_table_each_and_an_explicit_list_is_one_cell_of_its_own():
+    taus = {"even": Uniform(), "late": Trailing()}
+    given = replace(ROWS["ddim"], tau=Quadratic())  # under every rule it is the row that is there
+    expected = [(tau, one, S) for tau in taus for one in ("η = 0", "η = 1", "σ̂") for S in (10, 20)]
+    assert shown(given, taus=taus) == expected
+    listed = replace(ROWS["ddim"], tau=[1000, 500, 3])
+    cells = list(table(taus=taus).cells(listed, 1000))
+    own = [cell for cell in cells if cell.sampler == listed]
+    assert [(cell.tau, cell.S) for cell in own] == [("even", 3), ("late", 3)] and len(cells) == 14
 
 
 def test_full_adds_all_steps_and_no_s_exceeds_t():
-    assert table(full=True).steps_of(1000) == [10, 20, 1000]
-    assert table().steps_of(10) == [10]
-    assert table().steps_of(4) == [4]
+    ddim = ROWS["ddim"]
+    assert table(full=True).steps_of(ddim, 1000) == [10, 20, 1000]
+    assert table().steps_of(ddim, 10) == [10]
+    assert table().steps_of(ddim, 4) == [4]
+
+
+def test_a_row_of_one_cell_leaves_the_others_columns_empty():
+    setting = {"sampler": "Generalized", "sigma": "Eta(eta=0.0)", "tau": "Uniform()", "clip": False}
+    other = {"sampler": "DPMSolverPP", "tau": "Explicit(values=(9, 3))", "clip": True}
+    cells = {("η = 0", S): Row("fd_digits", 10.0 + S, 0.1, params=setting | {"S": S}) for S in (10, 20)}
+    found = Grid("", cells | {("mine", 2): Row("fd_digits", 5.0, 0.1, params=other | {"S": 2})})
+    base = {"mean": 3.0, "sd": 0.5}
+    assert values(found, "fd_digits", base, False).rows == [
+        ["η = 0", "false", "", "20.00 ± 0.10", "30.00 ± 0.10"], ["mine", "true", "5.00 ± 0.10", "", ""],
+    ]  # fmt: skip
+    assert changes(found).rows == [["η = 0", "", "–", "–", "", "-33 %*"], ["mine", "", "", "", "", ""]]
+    paper = values(found, "fid", base, True).rows[2:]
+    assert paper == [["η = 0 (paper)", "", "", "13.36", "6.84"]]
+    assert [curve.label for curve in curves(found, "fid", base, True).curves] == ["η = 0", "mine", "η = 0 (paper)", "floor"]
 
 
 def test_a_change_is_marked_only_where_it_exceeds_two_errors_of_the_difference():
@@ -44,21 +104,15 @@ def test_a_change_is_marked_only_where_it_exceeds_two_errors_of_the_difference()
 
 def test_the_papers_figures_stand_at_their_s():
     assert paper_cells("σ̂", [20, 30, 1000]) == ["133.37", "", "3.17"]
-    assert paper_change("η=1", "η=0", 10) == "+207 %" and paper_change("η=1", "η=0", 30) == ""
+    assert paper_change("η = 1", "η = 0", 10) == "+207 %" and paper_change("η = 1", "η = 0", 30) == ""
+    assert paper_change(None, "η = 0", 10) == paper_change("η = 1", None, 10) == ""
     assert all(len(row) == 5 for row in PAPER.values())
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"steps": []}, "whole numbers"),
-        ({"etas": [2.0]}, "η must lie"),
-        ({"etas": [], "sigma_hat": False}, "no row is left"),
-    ],
-)
-def test_an_impossible_grid_is_one_line(changed, message):
-    with pytest.raises(ValueError, match=message):
-        table(**changed)
+@pytest.mark.parametrize("steps", [[], [0, 10]])
+def test_an_impossible_grid_is_one_line(steps):
+    with pytest.raises(ValueError, match="whole numbers from 1"):
+        table(steps=steps)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +129,12 @@ def command(folder, script, *words):
     return done.stdout
 
 
+# η = 0 and σ̂ alone
+FEW = ("~study.samplers.eta_02", "~study.samplers.eta_05", "~study.samplers.ddpm", "sampler.clip=false")
+
+
 def test_the_table_is_printed_recorded_with_a_card_a_setting_and_goes_on_from_its_shards(trained):
-    words = ["checkpoint=small", "study=table", "debug=true", "logger=csv", "study.steps=[2,4]", "study.etas=[0.0]"]
+    words = ["checkpoint=small", "study=table", "debug=true", "logger=csv", "study.steps=[2,4]", *FEW]
     said = command(trained, "evaluate.py", *words)
     assert "fd_digits over S, uniform τ" in said and "σ̂" in said
     (path,) = (trained / "logs/evaluate/small").glob("table-*/results.json")
@@ -91,3 +149,26 @@ def test_the_table_is_printed_recorded_with_a_card_a_setting_and_goes_on_from_it
     command(trained, "evaluate.py", *words)
     assert kept.stat().st_mtime_ns == stamp and lost.read_bytes() == whole
     assert json.loads(path.read_text())["rows"] == results["rows"]
+
+
+def test_a_solver_of_one_file_has_a_row_in_the_table_and_a_strip_in_the_trajectory(trained):
+    words = ["checkpoint=small", "debug=true", "logger=csv", "sampler=dpmpp", "sampler.steps=4", "study.steps=[2,4]"]
+    said = command(trained, "evaluate.py", *words, "study=table", *FEW[:3])
+    assert "DPMSolverPP" in said
+    (path,) = [p for p in (trained / "logs/evaluate/small").glob("table-*/results.json") if "DPMSolverPP" in p.read_text()]
+    rows = [row for row in json.loads(path.read_text())["rows"] if row["metric"] == "fd_digits"]
+    assert [(row["params"]["sampler"], row["params"]["S"]) for row in rows] == [
+        (one, S) for one in ("Generalized", "Generalized", "DPMSolverPP") for S in (2, 4)
+    ]
+    assert len(list(path.parent.glob("shards/*"))) == 6
+    command(trained, "evaluate.py", *words[:-1], "study=trajectory")
+    (path,) = (trained / "logs/evaluate/small").glob("trajectory-*/results.json")
+    [section] = json.loads(path.read_text())["sections"]
+    assert "η = 0; η = 1; DPMSolverPP." in section["pictures"]["trajectory_steps"]["caption"]
+
+
+def test_a_study_that_a_sampler_cannot_serve_ends_in_one_line(trained):
+    words = ["checkpoint=small", "debug=true", "logger=csv", "sampler=dpmpp", "sampler.steps=4", "study=reconstruction"]
+    done = subprocess.run([sys.executable, ROOT / "evaluate.py", *words], cwd=trained, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: DDIM's step encodes, and DPMSolverPP has no encoder; use sampler=ddim"
