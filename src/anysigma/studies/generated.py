@@ -25,8 +25,9 @@ def generated(
     Block b lies as `folder`/shards/<setting>/<b>.npy, written aside and renamed: what was made is not made again. The
     setting is the card of model and sampler, with seed and block, so another model's shards are never taken.
     """
-    facts = {"class": f"{type(sampler).__module__}.{type(sampler).__qualname__}", **describe(sampler, model.denoiser.process.T)}
-    setting = {"model": model.card, "sampler": facts, "seed": seed, "block": block}
+    kind, facts = type(sampler), describe(sampler, model.denoiser.process.T)
+    of = {"module": kind.__module__, **facts}  # two packages may have a class of one name
+    setting = {"model": model.card, "sampler": of, "seed": seed, "block": block}
     shards = folder / "shards" / card_id(setting)
     blocks = sorted({k // block for k in my_share(range(n), block)})
     made = _blocks(model, sampler, blocks, seed, block, shards)
