@@ -148,3 +148,8 @@ def test_study_all_is_made_of_the_studies_there_are_in_their_order(tmp_path, mon
     (tmp_path / "study/mine.yaml").write_text("order: first\n")
     with pytest.raises(ConfigError, match=r"mine.yaml: order=first"):
         all_studies(CONF)
+
+
+def test_a_wrong_key_beside_a_persons_own_option_is_one_line_too(own):
+    said = command("train.py", "--config-dir", "conf", "data=points", "data.rot=3", cwd=own, code=2).stderr
+    assert said.startswith("error: unknown key data.rot; did you mean data") and said.count("\n") == 1

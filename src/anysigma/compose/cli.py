@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from anysigma.compose.all_studies import own_folder
 from anysigma.compose.signatures import near
 from anysigma.compose.targets import ConfigError
 
@@ -109,8 +110,9 @@ def known_keys(conf: str | None) -> list[str]:
     folder, name = os.path.split(conf)
     GlobalHydra.instance().clear()
     choices = [word for word in sys.argv[1:] if os.path.isdir(os.path.join(folder, word.split("=")[0]))]
+    own = [f"hydra.searchpath=[file://{path.absolute()}]" for path in own_folder()]
     with initialize_config_dir(folder, version_base="1.3"):
-        cfg = OmegaConf.to_container(compose(name, [c for c in choices if "," not in c]), resolve=False)
+        cfg = OmegaConf.to_container(compose(name, [*(c for c in choices if "," not in c), *own]), resolve=False)
     return list(dotted(cfg))
 
 
