@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,14 @@ def deep(levels):
     return node
 
 
+def shared(levels):
+    """A list that refers to itself so often that it has 2^levels parts and needs no room."""
+    node = [0]
+    for _ in range(levels):
+        node = [node, node]
+    return node
+
+
 def hostile(base, canary):
     """Names and checkpoints, each with something that must not happen: `canary` would be written."""
     touch = f"touch {canary}"
@@ -108,14 +117,23 @@ def hostile(base, canary):
         for word, value in {"_args_": [touch], "_convert_": "all", "_recursive_": False}.items():
             yield f"{name}-{word}", put(base, name, {**node, word: value})
         yield f"{name}-class", put(base, name, {"_target_": {"_target_": "os.system"}})
-    for number, target in enumerate((
+
+
+TARGETS = (
         "builtins.exec", "builtins.eval", "subprocess.Popen", "torch.load", "pickle.loads", "hydra.utils.instantiate",
         "anysigma.runs.checkpoint.write", "anysigma.data.download.fetch", "anysigma.evaluation.final.final_figures",
         "torch.optim.Adam.__init__.__globals__", "anysigma.diffusion.schedules.linear.Linear.__init__.__globals__",
         "anysigma.diffusion.schedules.linear.torch.load", "importlib.import_module", "runpy.run_path", "mypkg.Mine",
         "anysigma.studies.all.All", "anysigma.training.loggers.Wandb", "functools.partial", "shutil.rmtree",
-    )):  # fmt: skip
-        yield f"model-target-{number}", put(base, "model", {"_target_": target, "source": touch, "shape": [1, 8, 8]})
+)  # fmt: skip
+
+
+def damaged(base, canary):
+    """The same with single values that no config of ours has."""
+    system = {"_target_": "os.system", "command": f"touch {canary}"}
+    for number, target in enumerate(TARGETS):
+        node = {"_target_": target, "source": str(canary), "shape": [1, 8, 8]}
+        yield f"model-target-{number}", put(base, "model", node)
     yield "partial-word", put(base, "schedule._partial_", "${oc.env:HOME}")
     zero = "anysigma.diffusion.schedules.zero_terminal_snr.ZeroTerminalSNR"
     yield "zero-schedule", put(base, "schedule", {"_target_": zero, "schedule": system})
@@ -129,6 +147,19 @@ def hostile(base, canary):
     yield "step-text", {**base, "step": "1"}
     yield "no-model", put(base, "model", None)
     yield "state-text", {**base, "state_dict": {"ema.x": "text"}}
+    yield "partial-text", put(base, "features._partial_", "yes")
+    yield "partial-list", put(base, "data.source._partial_", [])
+    yield "number-key", put(base, "schedule", {**base["config"]["schedule"], 1: 2})
+    yield "mixed-keys", put(base, "schedule", {**base["config"]["schedule"], 1: 2, None: 3})
+    yield "two-lines", put(base, "model", {"_target_": "a\nb\x1b]0;x\x07"})
+    yield "shared", put(base, "model.extra", shared(24))
+    yield "step-bool", {**base, "step": True}
+    yield "step-below", {**base, "step": -5}
+    yield "state-number", {**base, "state_dict": {1: torch.zeros(1)}}
+    zeros = base["config"]["schedule"]
+    for _ in range(200):
+        zeros = {"_target_": zero, "schedule": zeros}
+    yield "schedules", put(base, "schedule", zeros)
     yield "old-format", {**base, "format": 1}
 
 
@@ -174,8 +205,8 @@ def found(tmp_path_factory):
     (place / "secret.safetensors").write_bytes(b"secret")
     kinds = {"good-as-it-was": "ignored"}
     write(base, place / "h/good-as-it-was.ckpt")
-    for kind, makers in {"hostile": hostile, "ignored": ignored}.items():
-        for name, checkpoint in makers(base, canary):
+    for kind, makers in {"hostile": (hostile, damaged), "ignored": (ignored,)}.items():
+        for name, checkpoint in chain(*(make(base, canary) for make in makers)):
             kinds[f"{kind}-{name}"] = kind
             limit = sys.getrecursionlimit()
             sys.setrecursionlimit(100_000)

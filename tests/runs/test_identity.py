@@ -5,7 +5,7 @@ import torch
 
 from anysigma.runs.checkpoint import FORMAT, write
 from anysigma.runs.identity import canonical, digest, evaluation_name, first_difference, identity, said
-from anysigma.runs.listing import measured, point, reached, result
+from anysigma.runs.listing import GOES_ON, measured, point, reached, result
 
 CONFIG = {
     "data": {"_target_": "a.Data", "root": "/here", "source": {"_target_": "a.Source", "cache": "/there", "pad": 2}},
@@ -75,6 +75,7 @@ def test_an_evaluations_folder_is_a_function_of_what_is_measured():
 def test_a_folder_says_how_far_its_run_came_and_whose_it_is(tmp_path):
     assert reached(tmp_path, identity(CONFIG)) == 0
     content = {"config": CONFIG, "format": FORMAT, "step": 7, "state_dict": {"x": torch.zeros(1)}}
+    content |= dict.fromkeys(GOES_ON)
     write({**content, "identity": identity(CONFIG)}, tmp_path / "checkpoints/last.ckpt")
     assert reached(tmp_path, identity(CONFIG)) == 7
     linear = {"_target_": "anysigma.diffusion.schedules.linear.Linear", "T": 1000}
@@ -82,8 +83,9 @@ def test_a_folder_says_how_far_its_run_came_and_whose_it_is(tmp_path):
         reached(tmp_path, identity(but(schedule=linear)))
     with pytest.raises(ValueError, match=r"^seed=1: .* holds a run with seed=0;"):
         reached(tmp_path, identity(but(seed=1)))
+    del content["loops"]
     write(content, tmp_path / "checkpoints/last.ckpt")
-    with pytest.raises(ValueError, match="holds a run"):
+    with pytest.raises(ValueError, match=r"no training can go on from it \(no loops\)"):
         reached(tmp_path, identity(CONFIG))
 
 

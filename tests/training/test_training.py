@@ -195,7 +195,8 @@ REFUSED = [
     ("save=jpg", "save=jpg: png, npz or null"),
     ("which=worst", "which=worst: last or best"),
     ("weights=both", "weights=both: ema"),
-    ("data.workers=3", "data.workers: anysigma.data.datamodule.ImageDataModule takes no such argument"),
+    ("data.workers=3", "unknown key data.workers"),
+    ("study.block=0", "study.block=0: at least 1 image is computed at once"),
 ]
 
 

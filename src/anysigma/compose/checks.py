@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from anysigma.compose.config import TrainConfig, build, check, plain
 from anysigma.compose.signatures import near
-from anysigma.compose.targets import ConfigError, locate, sources
+from anysigma.compose.targets import ConfigError, locate, nodes, sources
 
 # Keywords of Trainer that no run of ours can take, and what to say instead.
 INSTEAD = {
@@ -37,10 +37,15 @@ def check_train(cfg: DictConfig) -> dict[str, Any]:
     node = plain(cfg)
     check_trainer(node["trainer"])
     check(node)
-    if cfg.run is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", cfg.run):
-        raise ConfigError(f"run={cfg.run}: a folder's name of letters, digits, '.', '_' and '-'")
+    if cfg.run is not None and not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", cfg.run):
+        raise ConfigError(f"run={cfg.run}: a folder's name of letters, digits, '.', '_' and '-', not beginning with '.'")
     if cfg.resume not in ("auto", "never"):
         raise ConfigError(f"resume={cfg.resume}: auto (go on with what is there) or never")
+    refuse_job_words()
+    if not any(one.get("_target_", "").endswith(".last.Last") for one in node["callbacks"].values()):
+        raise ConfigError("callbacks: without last nothing of the run would be saved")
+    check_blocks(node)
+    check_optimizer(node["optimizer"])
     build(node["hardware"])
     build(node["sampler"]).pairs(build(node["schedule"]).T)
     return node
@@ -50,6 +55,11 @@ def check_evaluate(cfg: DictConfig) -> dict[str, Any]:
     """evaluate.yaml as plain values, held to what may be built; what the checkpoint brings is held to it by itself."""
     node = plain(cfg)
     check({name: value for name, value in node.items() if name != "features"})
+    check_blocks(node)
+    said = str(OmegaConf.to_container(cfg.study, resolve=False))
+    for word in ("n", "sets", "seed", "save"):
+        if cfg[word] is not None and f"${{asked:{word}," not in said:
+            raise ConfigError(f"{word}={cfg[word]}: this study has no such setting")
     return node
 
 
@@ -70,7 +80,7 @@ def settle_steps(cfg: DictConfig) -> None:
     """trainer.max_steps=1e3 is 1000. Raises ConfigError for what is no whole number of steps, or none."""
     for name, what in (("max_steps", "step"), ("accumulate_grad_batches", "micro-step")):
         value = cfg.trainer[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:  # nor inf, nor nan
             raise ConfigError(f"trainer.{name}={value}: a whole number of {what}s")
         if value < 1:
             raise ConfigError(f"trainer.{name}={value}: at least 1 {what} is needed")
@@ -79,6 +89,14 @@ def settle_steps(cfg: DictConfig) -> None:
 
 def check_trainer(trainer: dict[str, Any]) -> None:
     """Raises ConfigError for a keyword of Trainer that would be ignored, overridden, or break what a run promises."""
+    for name, good, what in (
+        ("max_time", lambda v: v is None or re.fullmatch(r"\d+:\d+:\d+:\d+", str(v)), "DD:HH:MM:SS or null"),
+        ("gradient_clip_algorithm", lambda v: v in ("norm", "value"), "norm or value"),
+        ("gradient_clip_val", lambda v: v is None or (isinstance(v, int | float) and v > 0), "a number above 0, or null"),
+        ("profiler", lambda v: v in (None, "simple", "advanced", "pytorch"), "simple, advanced or pytorch"),
+    ):
+        if not good(trainer.get(name)):
+            raise ConfigError(f"trainer.{name}={trainer.get(name)}: {what}")
     listed = OmegaConf.load(found("train.yaml")).trainer.keys()
     for name in sorted(trainer.keys() - listed - set(PASSING)):
         if name in INSTEAD:
@@ -90,3 +108,32 @@ def check_trainer(trainer: dict[str, Any]) -> None:
 def found(name: str) -> Path:
     """A file of the folders of YAML that this command composes from, the first of that name."""
     return next(place / name for place in sources() if (place / name).is_file())
+
+
+def refuse_job_words() -> None:
+    """Raises ConfigError for a word below `job`: it would change the run behind the back of what it is known by."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    for word in (word.lstrip("+~") for word in words):
+        if re.match(r"job\b", word) and not word.startswith("job.module.block="):
+            raise ConfigError(
+                f"{word}: job is put together of the other words; say seed=, optimizer.warmup= and so on instead"
+            )
+
+
+def check_blocks(node: dict[str, Any]) -> None:
+    """Raises ConfigError for a study that is to compute fewer than one image at once."""
+    for key, one in nodes(node["study"], "study"):
+        if isinstance(block := one.get("block", 1), int) and block < 1:
+            raise ConfigError(f"{key}.block={block}: at least 1 image is computed at once")
+
+
+def check_optimizer(node: dict[str, Any]) -> None:
+    """Raises ConfigError where the optimiser refuses its own arguments, as torch says it."""
+    from torch import nn, zeros
+
+    for name, one in node.items():
+        if isinstance(one, dict) and "_target_" in one:
+            try:
+                build(one)([nn.Parameter(zeros(1))])
+            except ValueError as error:
+                raise ConfigError(f"optimizer.{name}: {error}") from None

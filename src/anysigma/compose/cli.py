@@ -22,12 +22,26 @@ from anysigma.compose.all_studies import own_folder
 from anysigma.compose.signatures import near
 from anysigma.compose.targets import ConfigError
 
+VALUED = (
+    "--config-dir",
+    "-cd",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--package",
+    "-p",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+)
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 
 
 def entry(main: Callable[[], Any], conf: str) -> None:
     """Run a Hydra main: bad input ends in one line and exit code 2; HYDRA_FULL_ERROR=1 shows the whole trace."""
-    sys.argv[1:] = [spelled for word in sys.argv[1:] for spelled in spell_out(word)]
+    sys.argv[1:] = options_first([spelled for word in sys.argv[1:] for spelled in spell_out(word)])
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     os.environ.setdefault("MPLCONFIGDIR", os.path.abspath("logs/cache/matplotlib"))  # torchmetrics imports matplotlib
@@ -38,6 +52,17 @@ def entry(main: Callable[[], Any], conf: str) -> None:
         return
     with one_line_errors(conf):
         main()
+
+
+def options_first(words: list[str]) -> list[str]:
+    """Hydra's own options before the words: between them they would end the command line."""
+    flags, rest, waiting = [], [], iter(words)
+    for word in waiting:
+        if word.startswith("-"):
+            flags += [word, next(waiting, "")] if word in VALUED else [word]
+        else:
+            rest.append(word)
+    return [*flags, *rest]
 
 
 def spell_out(word: str) -> list[str]:
@@ -100,7 +125,9 @@ def one_line(error: BaseException, conf: str | None) -> str:
     if text.startswith("Error merging override") and error.__cause__ is not None:
         text = f"{text.splitlines()[0].removeprefix('Error merging override ')}: {error.__cause__}"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "object_type=" not in line]
-    return " ".join(lines[:2] if lines and "full_key" in lines[-1] else lines[:1]) or type(error).__name__
+    both = lines and ("full_key" in lines[-1] or lines[0].endswith(":"))
+    said = " ".join(lines[:2] if both else lines[:1]) or type(error).__name__
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in said)  # what comes from a file may steer a terminal
 
 
 def known_keys(conf: str | None) -> list[str]:
@@ -109,7 +136,8 @@ def known_keys(conf: str | None) -> list[str]:
         return []
     folder, name = os.path.split(conf)
     GlobalHydra.instance().clear()
-    choices = [word for word in sys.argv[1:] if os.path.isdir(os.path.join(folder, word.split("=")[0]))]
+    words = [word for word in sys.argv[1:] if re.match(r"\w", word) and "=" in word]
+    choices = [word for word in words if os.path.isdir(os.path.join(folder, word.split("=")[0]))]
     own = [f"hydra.searchpath=[file://{path.absolute()}]" for path in own_folder()]
     with initialize_config_dir(folder, version_base="1.3"):
         cfg = OmegaConf.to_container(compose(name, [*(c for c in choices if "," not in c), *own]), resolve=False)

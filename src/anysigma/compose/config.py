@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from anysigma.compose.all_studies import all_studies
+from anysigma.compose.all_studies import all_studies, own_folder
 from anysigma.compose.names import NAMES
 from anysigma.compose.signatures import check_node
 from anysigma.compose.targets import CONF, Allowed, ConfigError, allowed, nodes
@@ -46,12 +46,10 @@ class TrainConfig:
 
 @dataclass
 class DataOverrides:
-    """What an evaluation may change about a run's data; null leaves it."""
+    """What an evaluation may change about a run's data: where they lie; null leaves it."""
 
     root: str | None = None
     download: bool | None = None
-    batch_size: int | None = None
-    workers: int | None = None
 
 
 @dataclass
@@ -108,7 +106,8 @@ def study_word() -> str:
 
 def command() -> str:
     """The command line that a person can repeat."""
-    return f"python {Path(sys.argv[0]).name} {shlex.join(HydraConfig.get().overrides.task)}"
+    words = [part for folder in own_folder() for part in ("--config-dir", str(folder))]
+    return f"python {Path(sys.argv[0]).name} {shlex.join([*words, *HydraConfig.get().overrides.task])}"
 
 
 def build(node: Any) -> Any:
@@ -120,12 +119,16 @@ def build(node: Any) -> Any:
     refuse_references(node)
     try:
         return instantiate(node, _convert_="all")
+    except RecursionError:
+        raise ConfigError("a config is nested too deeply to be built") from None
     except InstantiationException as error:
         cause = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, ValueError | OSError):  # a constructor's answer to bad input, said by itself
+        if isinstance(cause, ConfigError | OSError):
             raise cause from None
+        if isinstance(cause, ValueError):  # a constructor's answer to bad input, said by itself, whosever class it is
+            raise type(cause)(*cause.args).with_traceback(None) from None
         raise
 
 
@@ -133,7 +136,9 @@ def refuse_references(node: Any, path: str = "") -> None:
     """Raises ConfigError where a key or a string holds `${`: it would be resolved where it is built."""
     if isinstance(node, dict):
         for key, value in node.items():
-            refuse_references(str(key), path)
+            if not isinstance(key, str):
+                raise ConfigError(f"{path}: the key {key!r} is no word")
+            refuse_references(key, path)
             refuse_references(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list | tuple):
         for i, value in enumerate(node):

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 CONF = Path(__file__).parents[3] / "conf"
 WORDS = {"_target_", "_partial_"}  # what a node may say beside its arguments
@@ -59,7 +61,9 @@ class Allowed:
 
     def require(self, node: dict[str, Any], path: str) -> None:
         """Raises ConfigError unless the node at `path` may be built there."""
-        named = Named(str(node["_target_"]), bool(node.get("_partial_", False)))
+        named = Named(str(node["_target_"]), node.get("_partial_", False) is True)
+        if not isinstance(node.get("_partial_", False), bool):
+            raise ConfigError(f"{path}._partial_: true or false")
         if hidden := sorted(HIDDEN & node.keys()):
             raise ConfigError(f"{path}.{hidden[0]}: only _target_ and _partial_ may stand beside a target's arguments")
         if named in self.at(path):
@@ -68,7 +72,7 @@ class Allowed:
         where = "belongs elsewhere" if known else "is named by no YAML of conf/"
         own = "; a class of your own needs its YAML in a folder named by --config-dir" if not known else ""
         partial = " with _partial_" if named.partial else " without _partial_" if self._only_partial(named) else ""
-        raise ConfigError(f"{path}._target_: {named.target}{partial} {where}{own}")
+        raise ConfigError(f"{path}._target_: {named.target[:200]!r}{partial} {where}{own}")
 
     def _only_partial(self, named: Named) -> bool:
         every = set().union(*self.groups.values())
@@ -102,7 +106,10 @@ def sources() -> list[Path]:
 
 def _read(path: Path, place: Path, found: Allowed) -> None:
     """Add what one file names."""
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     parts = path.relative_to(place).parts
     if not isinstance(content, dict):
         return

@@ -166,12 +166,17 @@ class ImageDataModule(LightningDataModule):
 
 
 def made(source: Callable[..., ImageSource], **places: Any) -> ImageSource:
-    """The source from those of `places` that its signature has; ValueError for one that is given and that it has not."""
+    """The source from those of `places` that its signature has.
+
+    Raises ValueError for one that is given and that it has not, FileNotFoundError for one that it needs and is not given.
+    """
     takes, bound = inspect.signature(source).parameters, getattr(source, "keywords", {})
     for name, value in places.items():
         if value and name not in takes:
             who = getattr(source, "func", source).__name__
             raise ValueError(f"data.{name}={value}: {who} takes no {name}, its images come from elsewhere")
+        if value is None and name in takes and takes[name].default is inspect.Parameter.empty:
+            raise FileNotFoundError(f"data.{name}=null: where the images lie is needed; data.{name}=PLACE names it")
         if name in bound:
             raise ValueError(f"data.source.{name}={bound[name]}: the place of this word is data.{name}")
     return source(**{name: value for name, value in places.items() if name in takes})

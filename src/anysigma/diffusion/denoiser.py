@@ -39,7 +39,12 @@ class Denoiser(nn.Module):
         if not isinstance(t, Tensor):
             dtype = torch.long if isinstance(t, int) else torch.promote_types(x_t.dtype, torch.float32)
             t = x_t.new_full((len(x_t),), t, dtype=dtype)
-        return self.network(x_t, t).to(x_t.dtype)
+        output = self.network(x_t, t)
+        if output.shape != x_t.shape:  # it would be broadcast, and trained
+            raise ValueError(
+                f"the network answers {list(output.shape)} to x_t of shape {list(x_t.shape)}: it must be the same"
+            )
+        return output.to(x_t.dtype)
 
     def forward(self, x_t: Tensor, t: float | Tensor) -> Prediction:
         """ε_θ^(t)(x_t) and f_θ^(t)(x_t) (DDIM eq. 9), both `[B, C, H, W]`."""

@@ -1,11 +1,12 @@
 """A run's final figures: measured when training has ended, as evaluate.py measures them."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from anysigma.compose.cli import one_line, said_by_us
+from anysigma.compose.cli import USER_ERRORS, one_line, said_by_us
 from anysigma.compose.config import build
 from anysigma.evaluation.record import Record
 from anysigma.evaluation.stored import opened
@@ -31,13 +32,18 @@ def final_figures(folder: Path, node: dict[str, Any], word: str, loggers: Logger
         features=None if own else node["features"], which="last", weights="ema", data={},
     )  # fmt: skip
     there = agreed(measured(place, **made_of, lacks_features=False))
-    if not there:
+    if there:  # shown again, if it is still the run of these images
+        data = build(node["data"])
+        data.setup()
+        data.hold_to(checkpoint["data_hash"])
+    else:
         record = Record(place, loggers, {**facts, "config": {k: v for k, v in node.items() if k != "job"}})
         try:
             measure(folder, node, record)
-        except Exception as error:
+        except BaseException as error:
             record.fail()
-            if not said_by_us(error):
+            traced = os.environ.get("ANYSIGMA_TRACE") == "1" or not isinstance(error, USER_ERRORS)
+            if traced or not said_by_us(error):
                 raise
             print(f"error: trained and saved, but not measured: {one_line(error, None)}; the same command tries again",
                   file=sys.stderr)  # fmt: skip

@@ -16,6 +16,7 @@ from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
 from anysigma.report.results import Result
 from anysigma.runs.checkpoint import weights_digest
+from anysigma.studies.all import All
 from anysigma.studies.base import CannotServe, Model, Study
 
 
@@ -44,6 +45,7 @@ class Evaluation:
         """
         self.data.setup()
         self.data.hold_to(self.data_hash)
+        without_features = without_features or isinstance(study, All)  # which leaves a line where it needs them
         features = self._features(study, without_features)
         fabric, hardware = self._launched()
         if isinstance(features, nn.Module):

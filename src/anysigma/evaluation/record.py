@@ -20,6 +20,7 @@ class Record:
     def begin(self, **made_of: Any) -> None:
         """What the figures are made of (step, weights_sha256). Those of other weights that lie here are put aside."""
         self.facts |= made_of
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "results.json"
         if not path.exists():
             return

@@ -13,6 +13,7 @@ from anysigma.machine.hardware import Hardware
 from anysigma.runs.checkpoint import load_weights, read
 
 TAKEN = ("schedule", "model", "parameterization", "data", "features")
+AT_MOST = 10_000  # parts of a config
 ELSEWHERE = ("root", "download", "cache", "weights_path")  # of the machine that trained; not this one's
 
 
@@ -23,7 +24,7 @@ def opened(
     """What evaluates a checkpoint: five nodes of its config, checked, then built; the rest of it is never looked at.
 
     `features`, `data`: a node with a `_target_` in place of the run's own, or what to change of that one (weights_path;
-    root, download, batch size, workers). Raises ValueError, in one line, for a checkpoint that asks for more.
+    root, download). Raises ValueError, in one line, for a checkpoint that asks for more.
     """
     checkpoint = read(path)
     nodes = stored(checkpoint["config"], features or {}, data or {})
@@ -48,6 +49,8 @@ def stored(config: dict[str, Any], features: dict[str, Any], data: dict[str, Any
     """The five nodes, without what belongs to another machine and with what is asked for in its place; checked."""
     if lacking := [name for name in TAKEN if not isinstance(config.get(name), dict)]:
         raise ConfigError(f"the checkpoint's config holds no {lacking[0]}")
+    if not_small([config[name] for name in TAKEN]):
+        raise ConfigError(f"the checkpoint's config has more than {AT_MOST} parts: it is none of ours")
     try:
         nodes = {name: elsewhere(config[name]) for name in TAKEN}
         nodes["features"] = features if "_target_" in features else changed(nodes["features"], features)
@@ -58,6 +61,16 @@ def stored(config: dict[str, Any], features: dict[str, Any], data: dict[str, Any
     except RecursionError:
         raise ConfigError("the checkpoint's config is nested too deeply to be one of ours") from None
     return nodes
+
+
+def not_small(node: Any) -> bool:
+    """Whether there are more than AT_MOST parts, counted as often as they are referred to."""
+    waiting, seen = [node], 0
+    while waiting and seen <= AT_MOST:
+        one = waiting.pop()
+        seen += 1
+        waiting += list(one.values() if isinstance(one, dict) else one if isinstance(one, list | tuple) else ())[:AT_MOST]
+    return seen > AT_MOST
 
 
 def elsewhere(node: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 # Measured on two CPU cores: channels_last gains 48 % at 32x32 and nothing at 8x8.
 CHANNELS_LAST_FROM_PIXELS = 28 * 28
+ACCELERATORS, STRATEGIES = ("auto", "cpu", "gpu", "cuda", "mps"), ("auto", "ddp")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
@@ -31,6 +32,12 @@ class Hardware:
     memory_format: str = "auto"
 
     def __post_init__(self):
+        for name, words in (("accelerator", ACCELERATORS), ("strategy", STRATEGIES)):
+            if getattr(self, name) not in words:
+                raise ValueError(f"hardware.{name}={getattr(self, name)}: {', '.join(words)}")
+        if self.threads < 0 or self.num_nodes < 1 or self.devices in (0, []):
+            said = f"hardware.threads={self.threads}, num_nodes={self.num_nodes}, devices={self.devices}"
+            raise ValueError(f"{said}: no number of threads is below 0, and at least 1 node and device are needed")
         if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise ValueError(f"hardware.accelerator={self.accelerator}: no CUDA device here; hardware=cpu runs without")
         if self.memory_format not in ("auto", "channels_last", "contiguous"):

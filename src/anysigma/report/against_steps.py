@@ -43,7 +43,7 @@ def plot(points: Sequence[Point], curves: Sequence[Curve], common: str) -> Plot:
     floor = [Curve("floor", [min(S), max(S)], [floors.pop()] * 2, style="--")] if shared else []
     caption = f"{name} against the number of steps S, ± one standard error{f'; {common}' if common else ''}."
     log_y = min(values) > 0 and max(values) > WIDE * min(values)
-    return Plot(caption, "S (network evaluations an image)", name, [*curves, *floor], log_x=True, log_y=log_y)
+    return Plot(caption, "S (steps)", name, [*curves, *floor], log_x=True, log_y=log_y)
 
 
 def curve_setting(figure: Figure) -> dict[str, Any]:

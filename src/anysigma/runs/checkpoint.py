@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -50,11 +49,13 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path}: there is no such file")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged pickle ends in whatever its reader stumbles over
         raise ValueError(f"checkpoint {path}: truncated, or no file of ours ({type(error).__name__})") from None
     if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), kind) for k, kind in HOLDS.items()):
         raise ValueError(f"checkpoint {path}: not written by anysigma (no {', '.join(HOLDS)})")
-    if not all(isinstance(tensor, Tensor) for tensor in checkpoint["state_dict"].values()):
+    if isinstance(checkpoint["step"], bool) or checkpoint["step"] < 0:
+        raise ValueError(f"checkpoint {path}: step={checkpoint['step']} is none")
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in checkpoint["state_dict"].items()):
         raise ValueError(f"checkpoint {path}: its state_dict holds more than tensors")
     if checkpoint["format"] != FORMAT:
         raise ValueError(f"checkpoint {path}: format {checkpoint['format']}, this version reads {FORMAT}")

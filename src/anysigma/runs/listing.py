@@ -11,6 +11,7 @@ from anysigma.report.results import FORMAT, read_results
 from anysigma.runs.checkpoint import read
 from anysigma.runs.identity import first_difference, said
 
+GOES_ON = ("identity", "data_hash", "init_sha256", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 RUNS, EVALUATIONS = Path("logs/train"), Path("logs/evaluate")
 
 
@@ -33,7 +34,9 @@ def reached(folder: Path, identity: dict[str, Any]) -> int:
     if not last(folder).exists():
         return 0
     checkpoint = read(last(folder))
-    if found := first_difference(checkpoint.get("identity"), identity):
+    if lacking := [name for name in GOES_ON if name not in checkpoint]:
+        raise ValueError(f"checkpoint {shown(last(folder))}: no training can go on from it (no {lacking[0]})")
+    if found := first_difference(checkpoint["identity"], identity):
         key, theirs, ours = found[0].removesuffix("._target_"), said(found[1]), said(found[2])
         raise ValueError(f"{key}={ours}: {shown(folder)} holds a run with {key}={theirs}; run=NAME starts another")
     return checkpoint["step"]

@@ -215,4 +215,4 @@ def curves(found: Grid, metric: str, base: dict, comparable: bool) -> Plot:
         shown += [Curve(f"{name} (paper)", PAPER_STEPS, PAPER[name], style="--") for name in papers]
     shown.append(Curve("floor", [found.steps[0], found.steps[-1]], [base["mean"]] * 2, style="--"))
     caption = f"{metric} against the number of steps{found.title}, all from the same x_T."
-    return Plot(caption, "S (network evaluations an image)", metric, shown, log_x=True, log_y=True)
+    return Plot(caption, "S (steps)", metric, shown, log_x=True, log_y=True)

@@ -109,7 +109,7 @@ class TrainingJob:
         denoisers = (self.module.denoiser, self.module.ema)
         if before is not None:
             facts.init_sha256 = before["init_sha256"]
-            say_changes(before["config"]["hardware"], facts.config["hardware"])
+            say_changes(before["config"].get("hardware", {}), facts.config["hardware"])
         elif start is not None:
             checkpoint = read(start)
             facts.init_sha256 = weights_digest(weights_of(checkpoint))
