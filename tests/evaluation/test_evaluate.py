@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ONE_ROW = tuple(f"~study.samplers.{name}" for name in ("eta_02", "eta_05", "ddpm", "ddpm_large"))
+LIGHT = ("model.channels=8", "model.multipliers=[1]")  # a network that takes no time
 SMALL = ("checkpoint=small", "debug=true", "n=40", "study.splits=2", "sampler.steps=4")
 
 
@@ -27,7 +28,7 @@ def run(folder, *line, code=0, **environment):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    run(folder, ROOT / "train.py", "debug=true", "logger=csv", "run=small")
+    run(folder, ROOT / "train.py", "debug=true", "logger=csv", "run=small", *LIGHT)
     return folder
 
 
@@ -112,7 +113,7 @@ def test_the_figures_of_an_older_step_are_put_aside(trained, tmp_path):
     """The folder follows from what is asked; what it was made of stands in results.json."""
     shutil.copytree(trained / "logs", tmp_path / "logs")
     before = newest(tmp_path)
-    run(tmp_path, ROOT / "train.py", "debug=true", "logger=csv", "run=small", "trainer.max_steps=22")
+    run(tmp_path, ROOT / "train.py", "debug=true", "logger=csv", "run=small", *LIGHT, "trainer.max_steps=22")
     after = json.loads((newest(tmp_path) / "results.json").read_text())
     assert newest(tmp_path) == before and after["step"] == 22
     old = json.loads((before / "step-20-results.json").read_text())
@@ -122,7 +123,7 @@ def test_the_figures_of_an_older_step_are_put_aside(trained, tmp_path):
 
 def test_the_figures_at_the_end_of_training_are_made_in_its_precision(tmp_path):
     words = ("debug=true", "logger=csv")
-    run(tmp_path, ROOT / "train.py", *words, "run=small", "hardware.precision=bf16-mixed")
+    run(tmp_path, ROOT / "train.py", *words, *LIGHT, "run=small", "hardware.precision=bf16-mixed")
     folder = newest(tmp_path)
     first = json.loads((folder / "results.json").read_text())
     assert next(iter(first["cards"].values()))["precision"] == "bf16-mixed"
@@ -130,7 +131,8 @@ def test_the_figures_at_the_end_of_training_are_made_in_its_precision(tmp_path):
     run(tmp_path, ROOT / "evaluate.py", "checkpoint=small", *words)  # auto: as the run was trained
     again = json.loads((folder / "results.json").read_text())
     assert again["rows"] == first["rows"] and again["cards"] == first["cards"]
-    said = run(tmp_path, ROOT / "train.py", *words, "run=small", "trainer.max_steps=22", "hardware.precision=32-true").stdout
+    more = ("run=small", "trainer.max_steps=22", "hardware.precision=32-true")
+    said = run(tmp_path, ROOT / "train.py", *words, *LIGHT, *more).stdout
     assert "going on otherwise than before: hardware.precision=32-true, before bf16-mixed" in said
 
 

@@ -119,7 +119,8 @@ def test_an_impossible_grid_is_one_line(steps):
 def trained(tmp_path_factory):
     """A run of 20 steps in a folder of its own."""
     folder = tmp_path_factory.mktemp("trained")
-    command(folder, "train.py", "debug=true", "logger=csv", "run=small")
+    light = ("model.channels=8", "model.multipliers=[1]")
+    command(folder, "train.py", "debug=true", "logger=csv", "run=small", *light)
     return folder
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def train(folder, *words):
-    line = [sys.executable, ROOT / "train.py", "debug=true", "logger=csv", *words]
+    line = [sys.executable, ROOT / "train.py", "debug=true", "logger=csv", "model.channels=16", *words]
     return subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=300)
 
 

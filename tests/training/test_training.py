@@ -38,6 +38,9 @@ def command(script, *words, cwd, check=True, **environment):
     return done
 
 
+LIGHT = ("model.channels=8", "model.multipliers=[1]")  # a network that takes no time
+
+
 def train_here(folder, *words, result=None):
     """A run in this process, its final figures those of `result`, or none; returns its last checkpoint."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -268,7 +271,7 @@ def test_best_is_saved_when_what_it_watches_is_made(tmp_path):
 
 
 def test_a_study_that_fails_costs_the_figures_and_not_the_run(tmp_path):
-    words = ["debug=true", "logger=csv", "run=a"]
+    words = ["debug=true", "logger=csv", "run=a", *LIGHT]
     failed = command("train.py", *words, "study.n=4000", cwd=tmp_path, check=False)
     assert failed.returncode == 1 and "trained and saved, but not measured: n=4000" in failed.stderr
     assert read(tmp_path / "logs/train/a/checkpoints/last.ckpt")["step"] == 20
@@ -295,7 +298,15 @@ def test_time_counts_from_this_start_so_that_jobs_can_be_chained(tmp_path):
 
 def test_the_slides_ten_steps(tmp_path):
     """T = 10 and 10 → 8 → 6 → 4 → 2 → 0, from the command line to images."""
-    words = ["schedule=linear", "schedule.T=10", "sampler.tau=[10,8,6,4,2,0]", "debug=true", "logger=csv", "run=slides"]
+    words = [
+        "schedule=linear",
+        "schedule.T=10",
+        "sampler.tau=[10,8,6,4,2,0]",
+        "debug=true",
+        "logger=csv",
+        "run=slides",
+        *LIGHT,
+    ]
     command("train.py", *words, cwd=tmp_path)
     assert results(tmp_path, "slides")[1]["rows"][0]["params"]["S"] == 5
 
@@ -315,7 +326,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_good_checkpoint(tmp_pat
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path, number, code):
-    words = [sys.executable, str(ROOT / "train.py"), "debug=true", "logger=csv", "run=cut", "features=none"]
+    words = [sys.executable, str(ROOT / "train.py"), "debug=true", "logger=csv", "run=cut", "features=none", *LIGHT]
     process = subprocess.Popen([*words, "trainer.max_steps=100000"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     while not (tmp_path / "logs/train/cut/metrics.csv").exists():
         assert process.poll() is None
@@ -330,7 +341,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path, num
 
 def test_two_processes_make_one_run(tmp_path):
     """Children of Lightning's launcher come through anysigma (else torchvision fails) and write into one folder."""
-    words = ["hardware=cpu", "hardware.devices=2", "debug=true", "logger=csv", "run=two", "data.batch_size=128"]
+    words = ["hardware=cpu", "hardware.devices=2", "debug=true", "logger=csv", "run=two", *LIGHT]
     said = command("train.py", *words, cwd=tmp_path).stdout
     assert said.count("finished at step 20") == 1
     assert [p.name for p in (tmp_path / "logs/train").iterdir()] == ["two"]
