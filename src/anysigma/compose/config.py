@@ -148,7 +148,7 @@ def refuse_references(node: Any, path: str = "") -> None:
 
 
 def check(cfg: DictConfig | dict[str, Any], may: Allowed | None = None) -> None:
-    """Hold every `_target_` node to what may be built at its key (DESIGN: what conf/ names) and to its signature.
+    """Hold every `_target_` node to what may be built at its key (what conf/ names) and to its signature.
 
     Our own classes and a person's: names and types. Library targets: names. Nothing is built. Raises ConfigError.
     """
