@@ -20,7 +20,7 @@ def test_the_default_run_reaches_the_floor_and_every_study_of_its_report_works(t
         assert done.returncode == 0, done.stderr[-2000:]
     place = tmp_path / json.loads((tmp_path / "logs/train/digits/results.json").read_text())["evaluation"]
     row = json.loads((place / "results.json").read_text())["rows"][0]
-    assert row["metric"] == "fd_digits" and row["value"] < 1.5 * row["floor"]
+    assert row["metric"] == "fd_digits" and row["value"] < 1.5 * row["anchors"]["held-out images"]["value"]
     (folder,) = (tmp_path / "logs/evaluate/digits").glob("all-*")
     studies = [section["study"] for section in json.loads((folder / "results.json").read_text())["sections"]]
     assert len(studies) == len(set(studies)) == 12 and (folder / "report.html").stat().st_size > 100_000

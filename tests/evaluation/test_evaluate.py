@@ -95,9 +95,9 @@ def test_a_fresh_project_at_wandb_has_a_section_a_study(place):
     assert "table/fd_digits/Eta(eta=0.0)/Uniform()" in said or "table/fd_digits/2" in said, said[:2000]
 
 
-def test_too_few_real_images_and_a_folder_in_the_way_are_one_line(place):
-    done = run(place, ROOT / "evaluate.py", "checkpoint=small", "n=4000", "logger=csv", code=2)
-    assert done.stderr.strip().splitlines()[-1].startswith("error: n=4000: the floor needs as many real images")
+def test_too_few_images_and_a_folder_in_the_way_are_one_line(place):
+    done = run(place, ROOT / "evaluate.py", "checkpoint=small", "n=1", "logger=csv", code=2)
+    assert done.stderr.strip().splitlines()[-1].startswith("error: n=1, sets=5: at least 2 images")
     (place / "logs/evaluate").rename(place / "elsewhere")
     (place / "logs/evaluate").write_text("in the way")
     done = run(place, ROOT / "evaluate.py", *SMALL, "logger=csv", code=2)

@@ -7,12 +7,11 @@ import torch
 
 from anysigma.data.digits import Digits
 from anysigma.metrics.features import ClassifierFeatures, NoFeatures, none
-from anysigma.metrics.fidelity import Monitor, at_most, distance, floor, measures, real_splits
+from anysigma.metrics.fidelity import Monitor, at_most, distance, measures
 from anysigma.metrics.inception import InceptionFeatures
 from anysigma.metrics.resnet import CifarResNet56
-from anysigma.metrics.statistics import mean_and_error
 from anysigma.metrics.vectors import cached_vectors, vectors
-from anysigma.studies.quality import RealImages, measured
+from anysigma.studies.quality import RealImages
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +53,6 @@ def test_the_distance_of_two_gaussians_has_its_closed_form(digits):
     assert distance(a, b, Pixels()) == pytest.approx(74, abs=1e-3)
 
 
-def test_the_floor_is_seeded_kept_and_at_the_same_n(features, digits, tmp_path):
-    images = torch.cat([digits.train, digits.held_out])
-    real = cached_vectors(images, features, tmp_path)
-    first = floor(real, 360, 3, features)
-    assert [len(half) for half, _ in real_splits(real, 360, 1)] == [360]
-    assert floor(cached_vectors(images, features, tmp_path), 360, 3, features) == first
-    assert floor(vectors(images, features), 360, 3, features) == first
-    by_hand = [distance(one, rest, features) for one, rest in real_splits(images, 360, 2)]
-    assert floor(real, 360, 2, features)["mean"] == pytest.approx(sum(by_hand) / 2, abs=1e-6)
-    assert floor(real, 120, 3, features)["mean"] > first["mean"]  # biased upward by 1/n
-
-
 def test_vectors_are_kept_by_what_they_were_made_of_and_refused_for_other_data(features, digits, tmp_path):
     held_out = cached_vectors(digits.held_out, features, tmp_path)
     (path,) = tmp_path.iterdir()
@@ -81,13 +68,8 @@ def test_vectors_are_kept_by_what_they_were_made_of_and_refused_for_other_data(f
 
 
 def test_unequal_n_is_refused(features, digits):
-    with pytest.raises(ValueError, match="a set of 100 generated images cannot stand beside a floor at 360"):
-        measured((digits.train[:100],), 360, RealImages(digits, features, None))
-
-
-def test_mean_and_error_over_disjoint_sets():
-    assert mean_and_error([1.0, 2.0, 3.0]) == (2.0, pytest.approx(1 / 3**0.5))
-    assert mean_and_error([4.0]) == (4.0, None)
+    with pytest.raises(ValueError, match="a set of 100 generated images cannot stand beside 360 real ones"):
+        RealImages(digits, features, 360, 2, None).vectors([digits.train[:100]])
 
 
 def test_the_shipped_features_name_themselves(features):

@@ -3,23 +3,29 @@ from dataclasses import replace
 
 import pytest
 
+from anysigma.metrics.anchors import Anchor
 from anysigma.report.figures import collect, figures, number, phrase, run_of
 from anysigma.report.ranking import compare
 from anysigma.report.results import Result, Row, rows_of, write_results
 
 CARD = {
     "checkpoint": "logs/train/a/checkpoints/last.ckpt", "step": 100, "weights": "ema 0.99", "weights_sha256": "00",
-    "seed": 0, "n": 100, "sets": 2, "features": "digits", "data_hash": "d", "versions": {"torch": "2"},
+    "seed": 0, "block": 8, "shape": [1, 8, 8], "n": 100, "sets": 3, "features": "digits",
+    "data_hash": "d", "versions": {"torch": "2"},
 }  # fmt: skip
 PARAMS = {"sampler": "Generalized", "S": 10, "sigma": "Eta(eta=0.0)", "tau": "Uniform()", "clip": True}
 
 
+BESIDE = {"real images": Anchor(8.0, 1.0, 0.1, 100)}
+
+
 def written(folder, *figures, metric="fd_digits", better=-1, card=None, **content):
-    """results.json with a row for each (value, error, params that differ)."""
+    """results.json with a row for each (value, error, params that differ), three sets of 100 behind each."""
     rows = []
     for value, error, params in figures:
         params = {**PARAMS, **params}
-        facts = {"better": better, "floor": 8.0, "floor_sd": 1.0, "card": {**params, **(card or {})}}
+        sets = [value - error * 3**0.5, value, value + error * 3**0.5] if error is not None else [value]
+        facts = {"better": better, "sets": sets, "anchors": BESIDE, "card": {**params, **(card or {})}}
         rows.append(Row(metric, value, error, 100, params, **facts))
     folder.mkdir(parents=True, exist_ok=True)
     write_results(folder / "results.json", [Result("fidelity", rows=rows, card=CARD)])
@@ -40,7 +46,7 @@ def test_the_best_comes_first_and_what_cannot_be_told_apart_says_so(tmp_path):
     assert [line[1] for line in lines(text)[2:5]] == ["b", "c", "a"]
     assert "not distinguishable from 1" in text.splitlines()[3]
     assert "distinguishable" not in text.splitlines()[4]
-    assert "8.0 ± 1.0" in text
+    assert "real images 8.000" in text
     assert "σ̂" in text
 
 
@@ -108,10 +114,10 @@ def test_two_that_disagree_which_way_is_better_are_refused_in_one_line(tmp_path)
 
 
 def test_a_row_comes_back_from_results_json_with_its_whole_card(tmp_path):
-    row = Row("wobble", 1.5, 0.5, 3, {"S": 2}, 1, 0.25, 0.125, "Wobbliness", "digits", {"S": 2})
+    row = Row("wobble", 1.5, 0.5, 3, {"S": 2}, 1, [1.0, 2.0], None, BESIDE, "Wobbliness", "digits", True, {"S": 2})
     write_results(tmp_path / "results.json", [Result("new", rows=[row], card={"n": 3})])
     ((_, content),) = collect(str(tmp_path))
-    assert content["format"] == 2
+    assert content["format"] == 3
     assert list(rows_of(content)) == [("new", replace(row, card={"n": 3, "S": 2}))]
     assert row.name == "Wobbliness in digits features"
     assert Row("images_per_second", 1.0).name == "images per second"
@@ -121,7 +127,7 @@ def test_a_row_comes_back_from_results_json_with_its_whole_card(tmp_path):
 
 def test_an_older_format_is_refused_with_what_to_do(tmp_path):
     written(tmp_path, (9.0, 1.0, {}), format=1)
-    with pytest.raises(ValueError, match=r"results\.json: format 1, this version reads 2; measure again: ") as error:
+    with pytest.raises(ValueError, match=r"results\.json: format 1, this version reads 3; measure again: ") as error:
         collect(str(tmp_path))
     assert "\n" not in str(error.value)
 
@@ -130,7 +136,7 @@ def test_collect_finds_files_folders_and_globs_and_passes_over_trainings(tmp_pat
     a = written(tmp_path / "x" / "a", (1.0, 0.1, {}))
     written(tmp_path / "x" / "b", (1.0, 0.1, {}))
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "results.json").write_text('{"format": 2, "step": 3, "lines": []}')
+    (tmp_path / "train" / "results.json").write_text('{"format": 3, "step": 3, "lines": []}')
     assert len(collect(a)) == len(collect(f"{a}/results.json")) == 1
     assert len(collect(str(tmp_path))) == len(collect(str(tmp_path / "*"))) == len(collect([a, str(tmp_path)])) == 2
     for nothing in (tmp_path / "train", tmp_path / "missing", tmp_path / "y*"):

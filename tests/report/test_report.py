@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from browser import chromium, needs_chromium
 
+from anysigma.metrics.anchors import Anchor
 from anysigma.report.page import collect, page, write_report
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table, save_pictures, write_results
@@ -22,7 +23,8 @@ def evaluated(folder, run="digits-unet-69df004f", shift=0.0):
     for eta in ETAS:
         for S in STEPS:
             params = {"sampler": "Generalized", "S": S, "sigma": f"Eta(eta={eta})", "tau": "Uniform()", "clip": True}
-            facts = {"better": -1, "label": "Fréchet distance", "features": "digits", "floor": 2.0, "floor_sd": 0.1}
+            facts = {"better": -1, "label": "Fréchet distance", "features": "digits"}
+            facts |= {"sets": [0.0, 1.0], "anchors": {"real images": Anchor(2.0, 0.1, 0.01, 200)}}
             rows.append(Row("fd_digits", 100 / S + eta + shift, 0.5, 100, params, card=params, **facts))
     plot = Plot(NASTY, "S", "fd", [Curve("η = 0", STEPS, [3, 2, 1], [0.1] * 3), Curve(NASTY, STEPS, [4, 3, 2])], log_x=True)
     grid = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
@@ -95,7 +97,7 @@ def test_one_evaluation_has_its_summary_figures_and_making(pages):
         assert part in text
     assert text.count("<h1") == 1
     assert re.search(r"<b>10\.00</b> <span class=\"pm\">± 0\.50</span>", text)
-    assert re.search(r"2\.00 <span class=\"pm\">± 0\.10</span>", text)
+    assert "real images 2.000" in text
     assert "S = 10, η = 0, uniform τ, clipped" in text
 
 

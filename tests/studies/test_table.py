@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +13,22 @@ from anysigma.diffusion.samplers.dpmpp import DPMSolverPP
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.sigma import Eta, SigmaHat
 from anysigma.diffusion.samplers.tau import Quadratic, Trailing, Uniform
-from anysigma.report.results import Row
-from anysigma.studies.table import PAPER, Grid, SamplerTable, change, changes, curves, paper_cells, paper_change, values
+from anysigma.metrics.anchors import Anchor
+from anysigma.metrics.statistics import mean_and_error
+from anysigma.report.results import Result, Row
+from anysigma.studies.table import (
+    PAPER,
+    Grid,
+    SamplerTable,
+    best,
+    change,
+    changes,
+    curves,
+    paper_cells,
+    paper_change,
+    papers_own,
+    values,
+)  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,22 +99,75 @@ def test_full_adds_all_steps_and_no_s_exceeds_t():
 def test_a_row_of_one_cell_leaves_the_others_columns_empty():
     setting = {"sampler": "Generalized", "sigma": "Eta(eta=0.0)", "tau": "Uniform()", "clip": False}
     other = {"sampler": "DPMSolverPP", "tau": "Explicit(values=(9, 3))", "clip": True}
-    cells = {("η = 0", S): Row("fd_digits", 10.0 + S, 0.1, params=setting | {"S": S}) for S in (10, 20)}
-    found = Grid("", cells | {("mine", 2): Row("fd_digits", 5.0, 0.1, params=other | {"S": 2})})
-    base = {"mean": 3.0, "sd": 0.5}
-    assert values(found, "fd_digits", base, False).rows == [
+    cells = {("η = 0", S): distances(10.0 + S, params=setting | {"S": S}) for S in (10, 20)}
+    found = Grid("", cells | {("mine", 2): distances(5.0, params=other | {"S": 2})}, REAL)
+    table = values(found)
+    assert table.rows == [
         ["η = 0", "false", "", "20.00 ± 0.10", "30.00 ± 0.10"], ["mine", "true", "5.00 ± 0.10", "", ""],
     ]  # fmt: skip
+    assert table.note == "Lower is better. 360 real images in their place: real images 2.5 (one draw ± 0.9, 200 draws)."
     assert changes(found).rows == [["η = 0", "", "–", "–", "", "-33 %*"], ["mine", "", "", "", "", ""]]
-    paper = values(found, "fid", base, True).rows[2:]
-    assert paper == [["η = 0 (paper)", "", "", "13.36", "6.84"]]
-    assert [curve.label for curve in curves(found, "fid", base, True).curves] == ["η = 0", "mine", "η = 0 (paper)", "floor"]
+    assert "1 comparison;" in changes(found).note and "paper" not in str(changes(found).columns)
+    assert [curve.label for curve in curves(found).curves] == ["η = 0", "mine", "real images"]
 
 
-def test_a_change_is_marked_only_where_it_exceeds_two_errors_of_the_difference():
-    one, near, far = (Row("fd_digits", v, 0.3) for v in (10.0, 10.8, 10.9))
-    assert change(near, one) == "+8 %" and change(far, one) == "+9 %*" and change(one, one) == "–"
-    assert change(Row("fd_digits", 5.0), one) == "-50 %"
+REAL = SimpleNamespace(
+    features=SimpleNamespace(metric="fd_digits"), data=SimpleNamespace(source=None, train=range(1437)), n=360
+)
+
+
+def distances(value, shift=(-0.1, 0.0, 0.1), **facts):
+    """A row of three sets whose mean is `value`."""
+    sets = [value + one * 3**0.5 for one in shift]
+    mean, error = mean_and_error(sets)
+    beside = {"real images": Anchor(2.5, 0.9, 0.06, 200)}
+    return Row("fd_digits", mean, error, 360, sets=sets, anchors=beside, **facts)
+
+
+def test_a_change_is_marked_by_pairs_and_never_from_one_set():
+    one, near = distances(10.0, shift=(-1, 0, 1)), distances(10.3, shift=(-1.02, 0, 1.02))
+    assert change(near, one, []) == "+3 %*"  # unpaired the two would be far within their errors
+    assert change(distances(10.3, shift=(1, 0, -1)), one, []) == "+3 %"
+    assert change(one, one, []) == "–"
+    alone = Row("fd_digits", 5.0, sets=[5.0])
+    verdicts = []
+    assert change(alone, one, verdicts) == "-50 %" and verdicts == [None]
+
+
+CIFAR10 = type("CIFAR10", (), {})
+
+
+@pytest.mark.parametrize(
+    ("changed", "own"),
+    [
+        ({}, True), ({"n": 10_000}, False), ({"metric": "fd_cifar_resnet56"}, False), ({"train": range(60_000)}, False),
+        ({"source": object()}, False), ({"tau": "Uniform()"}, False), ({"clip": True}, False),
+        ({"sigma": "Eta(eta=0.3)"}, False), ({"sigma": "SigmaHat()"}, False), ({"sigma": "SigmaHat()", "clip": True}, True),
+    ],
+)  # fmt: skip
+def test_the_papers_rows_stand_beside_its_own_protocol_alone(changed, own):
+    facts = {"metric": "fid", "source": CIFAR10(), "train": range(50_000), "n": 50_000} | changed
+    real = SimpleNamespace(
+        features=SimpleNamespace(metric=facts["metric"]), n=facts["n"],
+        data=SimpleNamespace(source=facts["source"], train=facts["train"]),
+    )  # fmt: skip
+    setting = {"sampler": "Generalized", "sigma": "Eta(eta=0.0)", "tau": "Quadratic()", "clip": False, "S": 10} | changed
+    assert papers_own(setting, real) == own
+    found = Grid("", {("a", 10): distances(13.0, params=setting)}, real)
+    assert any("paper" in row[0] for row in values(found).rows) == own
+    assert any("paper" in curve.label for curve in curves(found).curves) == own
+
+
+def test_the_best_cell_is_said_with_what_it_cannot_be_told_from():
+    cells = [distances(10.0, params={"S": 1}), distances(10.4, params={"S": 2}), distances(30.0, params={"S": 3})]
+    result = Result("table", rows=[*cells, Row("kid_digits", 0.0, params={"S": 3})])
+    best(result, "fd_digits")
+    assert [row.key for row in result.rows] == [True, False, False, False]
+    assert "S = 1, chosen from 3 by its value" in result.lines[0]
+    cells[1] = distances(10.4, shift=(0.1, 0.0, -0.1), params={"S": 2})
+    result = Result("table", rows=cells)
+    best(result, "fd_digits")
+    assert "not distinguishable from 1 of the others. 2 comparisons" in result.lines[0]
 
 
 def test_the_papers_figures_stand_at_their_s():

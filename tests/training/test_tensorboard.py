@@ -14,6 +14,7 @@ from PIL import Image
 from test_training import train_here
 
 from anysigma.compose.config import build
+from anysigma.metrics.anchors import Anchor
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row
 
@@ -27,7 +28,8 @@ NUMBER, PICTURE = 7.25, np.random.default_rng(0).integers(0, 256, (12, 20, 3)).a
 
 
 RESULT = Result(
-    "fidelity", rows=[Row("fd_digits", NUMBER, n=3, better=-1, floor=1.0)], pictures={"grid": PICTURE, "film": FILM},
+    "fidelity", rows=[Row("fd_digits", NUMBER, n=3, better=-1, anchors={"held-out images": Anchor(1.0)})],
+    pictures={"grid": PICTURE, "film": FILM},
     plots={"curve": PLOT},
 )  # fmt: skip
 

@@ -79,7 +79,7 @@ def place(tmp_path_factory):
 
 def test_a_run_ends_with_its_grid_its_distance_and_its_folder(place):
     said = (place / "said").read_text()
-    assert "finished at step 20" in said and "fd_digits" in said and "floor" in said
+    assert "finished at step 20" in said and "fd_digits" in said and "real images" in said
     folder, _ = results(place)
     assert f"{folder.relative_to(place)}/grid.png" in said and "evaluate.py checkpoint=first" in said
     assert Image.open(folder / "grid.png").size[0] > 500 and said.count("fd_digits ") == 1  # said once
@@ -99,7 +99,7 @@ def test_the_same_numbers_lie_in_csv_and_results(place):
     _, content = results(place)
     row = content["rows"][0]
     assert row["value"] == found["final/fd_digits", "20"] and row["metric"] == "fd_digits"
-    assert {"study", "metric", "value", "error", "floor", "n", "params", "better", "card"} <= row.keys()
+    assert {"study", "metric", "value", "error", "sets", "anchors", "n", "params", "better", "card"} <= row.keys()
     card = content["cards"][row["card"]]
     assert (
         card["S"] == 50 and card["step"] == 20 and card["weights"].startswith("ema") and len(card["features_sha256"]) == 64
@@ -194,7 +194,8 @@ REFUSED = [
     ("sampler.steps=2000", "sampler.steps=2000 is more than schedule.T=1000"),
     ("sampler.tau=[1001]", "every step must lie in 1..1000"),
     ("features=none", "no feature network"),
-    ("n=400", "n=400: the floor needs as many real images, and 360 are held out"),
+    ("n=1", "n=1, sets=5: at least 2 images and 1 set are needed"),
+    ("study.splits=1", "study.splits=1: at least 2 draws of real images are needed"),
     ("save=jpg", "save=jpg: png, npz or null"),
     ("which=worst", "which=worst: last or best"),
     ("weights=both", "weights=both: ema"),

@@ -51,7 +51,7 @@ class Evaluation:
         if isinstance(features, nn.Module):
             features.to(fabric.device)
         digest = weights_digest(self.denoiser.state_dict())
-        card = {**self.card, "weights_sha256": digest, "precision": hardware.precision}
+        card = {**self.card, "weights_sha256": digest, "precision": hardware.precision, "shape": list(self.data.shape)}
         model = Model(self.denoiser.to(fabric.device), self.data.shape, card)
         if fabric.is_global_zero:
             lacking = features is None and study.needs_features

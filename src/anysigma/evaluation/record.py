@@ -6,7 +6,7 @@ from typing import Any
 
 from anysigma.machine.distributed import say, shown
 from anysigma.report.page import write_report
-from anysigma.report.results import Result, read_results, save_pictures, write_results
+from anysigma.report.results import Result, read_results, save_arrays, save_pictures, write_results
 
 
 class Record:
@@ -29,7 +29,7 @@ class Record:
         except ValueError:  # another version's
             before = {"step": "unknown"}
         if any(before.get(name) != value for name, value in made_of.items()):
-            for file in (path, self.folder / "report.html", *self.folder.glob("*.png")):
+            for file in (path, self.folder / "report.html", *self.folder.glob("*.png"), *self.folder.glob("*.npz")):
                 if file.exists() and not file.name.startswith("step-"):
                     file.rename(file.with_name(f"step-{before['step']}-{file.name}"))
 
@@ -37,6 +37,7 @@ class Record:
         """Pictures, results.json, a person's lines."""
         self._results.append(result)
         paths = save_pictures(result, self.folder)
+        save_arrays(result, self.folder)
         write_results(self.folder / "results.json", self._results, **self.facts)
         for logger in self._started():
             logger.log_study(result)

@@ -1,6 +1,5 @@
 """Fréchet distances: reported by torch-fidelity, monitored by torchmetrics, in features named for what they are."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -8,7 +7,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anysigma.diffusion.noise import stream
-from anysigma.machine.progress import progress
 from anysigma.metrics.vectors import vectors
 
 
@@ -47,6 +45,8 @@ class Measure(NamedTuple):
     features: str
 
 
+INCEPTION_SPLITS = 10  # torch-fidelity's isc_splits
+
 # torch-fidelity's names for what it returns, and ours, to which the features' name is added; which way is better.
 NAMES = {
     "kernel_inception_distance_mean": ("kid", -1, "KID"),
@@ -54,6 +54,11 @@ NAMES = {
     "recall": ("recall", 1, "Recall"),
     "inception_score_mean": ("inception_score", 1, "Inception Score"),
 }
+
+
+def the_distance(features: Features) -> Measure:
+    """The Fréchet distance in these features: called FID in Inception's alone."""
+    return Measure(features.metric, -1, "FID" if features.metric == "fid" else "Fréchet distance", features.name)
 
 
 def distance(generated: Tensor, reference: Tensor, features: Features) -> float:
@@ -75,14 +80,18 @@ def measures(generated: Tensor, reference: Tensor, features: Features) -> dict[M
     """
     wanted = {"fid": True, "kid": True, "isc": hasattr(features, "both")}
     n = min(len(generated), len(reference))
-    found = calculate(generated, reference, features, **wanted, kid_subset_size=min(1000, n))
+    found = calculate(generated, reference, features, **wanted, kid_subset_size=min(1000, n), isc_splits=INCEPTION_SPLITS)
     found |= calculate(at_most(generated, n), at_most(reference, n), features, prc=True, prc_batch_size=1000)
-    label = "FID" if features.metric == "fid" else "Fréchet distance"
-    measured = {Measure(features.metric, -1, label, features.name): found["frechet_inception_distance"]}
+    measured = {the_distance(features): found["frechet_inception_distance"]}
     for theirs, (ours, better, label) in NAMES.items():
         if theirs in found:
             measured[Measure(f"{ours}_{features.name}", better, label, features.name)] = found[theirs]
     return measured
+
+
+def own(found: Tensor, features: Features) -> Tensor:
+    """Feature vectors without the logits that may follow them."""
+    return found[:, : features.num_features]
 
 
 def at_most(rows: Tensor, n: int) -> Tensor:
@@ -138,25 +147,6 @@ def registered(D: int) -> str:
 
     register_feature_extractor(name, Extractor)
     return name
-
-
-def floor(real: Tensor, n: int, splits: int, features: Features) -> dict[str, float]:
-    """The same distance with n real images against all other real ones: mean and sd over seeded random splits.
-
-    `real`: the vectors of all real images; what a perfect model could reach at this n.
-    """
-    found = [frechet(one, rest, features) for one, rest in progress(real_splits(real, n, splits), splits, "floor")]
-    values = torch.tensor(found, dtype=torch.float64)
-    return {"mean": values.mean().item(), "sd": values.std().item(), "splits": splits}
-
-
-def real_splits(real: Tensor, n: int, splits: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Seeded random splits into n of the real images and the others."""
-    if not 1 < n < len(real) - 1:
-        raise ValueError(f"a floor needs 1 < n < {len(real) - 1} real images, n={n} was asked for")
-    for split in range(splits):
-        order = torch.randperm(len(real), generator=stream(split))
-        yield real[order[:n]], real[order[n:]]
 
 
 class Monitor:

@@ -1,9 +1,10 @@
 """Figures against the number of steps S: a curve for each σ, and for whatever else was set apart."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anysigma.metrics.anchors import Anchor
 from anysigma.report.figures import Figure, phrase, varying
 from anysigma.report.plots import COLOURS, Curve, Plot
 from anysigma.report.ranking import protocol
@@ -35,15 +36,19 @@ def plots(points: Sequence[Point], common: str = "") -> list[Plot]:
 
 
 def plot(points: Sequence[Point], curves: Sequence[Curve], common: str) -> Plot:
-    """The curves and, where all points share it, their floor."""
+    """The curves and, where all points share them, their anchors as lines."""
     rows = [figure.row for figure, _ in points]
     name, values, S = rows[0].name, [row.value for row in rows], [row.params["S"] for row in rows]
-    floors = {row.floor for row in rows} - {None}
-    shared = len(floors) == 1 and all(row.floor is not None for row in rows)
-    floor = [Curve("floor", [min(S), max(S)], [floors.pop()] * 2, style="--")] if shared else []
+    shared = rows[0].anchors if all(row.anchors == rows[0].anchors for row in rows) else {}
     caption = f"{name} against the number of steps S, ± one standard error{f'; {common}' if common else ''}."
     log_y = min(values) > 0 and max(values) > WIDE * min(values)
-    return Plot(caption, "S (steps)", name, [*curves, *floor], log_x=True, log_y=log_y)
+    return Plot(caption, "S (steps)", name, [*curves, *anchored(shared, S)], log_x=True, log_y=log_y)
+
+
+def anchored(anchors: Mapping[str, Anchor], S: Sequence[int]) -> list[Curve]:
+    """What real images give, the first two kinds, as a line each over all S."""
+    kinds = zip(anchors.items(), (":", "-."), strict=False)
+    return [Curve(kind, [min(S), max(S)], [anchor.value] * 2, style=style) for (kind, anchor), style in kinds]
 
 
 def curve_setting(figure: Figure) -> dict[str, Any]:

@@ -18,7 +18,8 @@ INK = "#010203"  # stands for the page's text colour until the SVG is written
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, y), joined where `style` is "-" or "--", bare where it is "."; `error`: half the length of a bar."""
+    """Points (x, y), joined where `style` is "-" or "--", bare where it is "."; ":" and "-." are lines to
+    read the others against, in the colour of the text. `error`: half the length of a bar."""
 
     label: str
     x: Sequence[float]
@@ -68,7 +69,8 @@ def _figure(plot: Plot, ink: str) -> "Figure":
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel=plot.x, ylabel=plot.y)
     for i, curve in enumerate(plot.curves):
-        line = {"color": COLOURS[i % len(COLOURS)], "label": curve.label, "markersize": 3}
+        colour = ink if curve.style in (":", "-.") else COLOURS[i % len(COLOURS)]
+        line = {"color": colour, "label": curve.label, "markersize": 3}
         line |= {"ls": "", "marker": "."} if curve.style == "." else {"ls": curve.style}
         line |= {"marker": "."} if len(curve.x) <= 30 else {}
         axes.errorbar(curve.x, curve.y, yerr=curve.error, capsize=2, **line)

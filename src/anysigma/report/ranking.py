@@ -1,13 +1,14 @@
 """Figures of several evaluations in order, best first; refused where their cards say that they cannot be compared."""
 
-import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from anysigma.metrics.statistics import Difference
 from anysigma.report.figures import WAYS, Figure, Kind, agreed, collect, figures, phrase, said, varying, written
 from anysigma.report.results import Table
+from anysigma.report.verdict import RULE, counted, difference, same_noise
 
 # What one compares. Every other line of the card is the protocol and has to agree.
 FREE = ("checkpoint", "step", "schedule", "weights_sha256", "sampler", "S", "sigma", "eta")
@@ -105,7 +106,7 @@ def _refusal(kind: Kind, sources: dict[str, list[Figure]], across: tuple[str, ..
 
 
 def ranking(group: Sequence[tuple[str, Figure]], which: str = "", notes: Sequence[str] = ()) -> Table:
-    """Figures of a kind, best first; each beside the first above that is less than two combined standard errors away.
+    """Figures of a kind, best first; each beside the first above that it cannot be told from.
 
     `which`: what sets their protocol apart from that of others.
     """
@@ -114,29 +115,39 @@ def ranking(group: Sequence[tuple[str, Figure]], which: str = "", notes: Sequenc
     order = sorted(group, key=lambda pair: -way * pair[1].row.value) if way else list(group)
     # A run's step or schedule tells nothing beside its folder's name, unless they differ.
     lines = [n for n in varying([f.setting for _, f in order]) if not _named(n, HIDDEN) or n in order[0][1].row.params]
+    verdicts = compared(order) if way else {}
     body = [
         [
             str(place) if way else "-", name, *(said(line, figure.setting.get(line)) for line in lines),
-            *written(figure.row), remark(order, place - 1, way),
+            *written(figure.row), remark(order, place - 1, verdicts) if way else "",
         ]
         for place, (name, figure) in enumerate(order, 1)
     ]  # fmt: skip
     how = WAYS[way] + ("" if way else ": not ranked")
-    notes = ["Not distinguishable: less than two combined standard errors apart.", *notes] if way else notes
+    notes = [f"Not distinguishable: 0 lies in the {RULE}. {counted(list(verdicts.values()))}", *notes] if way else notes
     title = ", ".join(filter(None, [f"{first.row.name} · {first.title}", which, how]))
-    return Table(title, ["", "", *lines, "value", "floor", ""], body, " ".join(notes))
+    return Table(title, ["", "", *lines, "value", "real images", ""], body, " ".join(notes))
 
 
-def remark(order: Sequence[tuple[str, Figure]], place: int, way: int) -> str:
+def compared(order: Sequence[tuple[str, Figure]]) -> dict[tuple[int, int], Difference | None]:
+    """Every figure against every one above it, by their places."""
+    found = {}
+    for place, (_, figure) in enumerate(order):
+        for above, (_, other) in enumerate(order[:place]):
+            noise = same_noise(figure.setting, other.setting)
+            found[place, above] = difference(figure.row, other.row, same_noise=noise)
+    return found
+
+
+def remark(order: Sequence[tuple[str, Figure]], place: int, verdicts: Mapping[tuple[int, int], Difference | None]) -> str:
     """What keeps a figure from being told from one above it."""
     row = order[place][1].row
-    if not way or not place:
+    for above, (_, figure) in enumerate(order[:place]):
+        verdict = verdicts[place, above]
+        if row.value == figure.row.value:
+            return f"equal to {above + 1}"
+        if verdict is not None and not verdict.distinct:
+            return f"not distinguishable from {above + 1}"
+    if not place or any(verdicts[place, above] is not None for above in range(place)):
         return ""
-    for rank, (_, figure) in enumerate(order[:place], 1):
-        other = figure.row
-        if row.error is None or other.error is None:
-            if row.value == other.value:
-                return f"equal to {rank}"
-        elif abs(row.value - other.value) <= 2 * math.hypot(row.error, other.error):
-            return f"not distinguishable from {rank}"
-    return "no standard error" if row.error is None else ""
+    return "one set: no verdict" if row.sets else "no verdict"

@@ -10,21 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from anysigma.metrics.anchors import Anchor
 from anysigma.metrics.card import card_id
 from anysigma.report.pictures import save_png
 from anysigma.report.plots import Plot, drawn
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
 class Row:
     """One figure: a metric's value, and all that a reader needs to rank, draw and name it.
 
-    `value` ± `error`, one standard error, from `n` images (draws, repeats); `params`: the settings that tell it from the
-    study's other rows. `better`: -1 where lower is better, 1 where higher is, 0 where neither. `floor` ± `floor_sd`: what
-    real images reach in place of the generated. `label`: the metric as a person reads it, by default its name in words;
-    `features`: those it was taken in. `card`: lines of its own beside the Result's. Raises ValueError for another `better`.
+    `value` ± `error`, one standard error, from `n` images (draws, repeats); `sets`: its value for each of the disjoint
+    sets that it is the mean of; `interval`: 95 %, where a standard error would not do (a share). `params`: the settings
+    that tell it from the study's other rows. `better`: -1 where lower is better, 1 where higher is, 0 where neither.
+    `anchors`: what real images give in place of the generated, each by its name. `label`: the metric as a person reads it,
+    by default its name in words; `features`: those it was taken in. `key`: one of the few that a page shows first. `card`:
+    lines of its own beside the Result's. Raises ValueError for another `better`.
     """
 
     metric: str
@@ -33,10 +36,12 @@ class Row:
     n: int | None = None
     params: dict[str, Any] = field(default_factory=dict)
     better: int = 0
-    floor: float | None = None
-    floor_sd: float | None = None
+    sets: list[float] = field(default_factory=list)
+    interval: tuple[float, float] | None = None
+    anchors: dict[str, Anchor] = field(default_factory=dict)
     label: str = ""
     features: str = ""
+    key: bool = False
     card: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -48,6 +53,11 @@ class Row:
     def name(self) -> str:
         """The metric in words: Fréchet distance in digits features."""
         return f"{self.label} in {self.features} features" if self.features else self.label
+
+    @property
+    def beside(self) -> str:
+        """The anchors in words: real images 2.50 (one draw ± 0.91, 200 draws); held-out images 3.50."""
+        return "; ".join(f"{kind} {anchor}" for kind, anchor in self.anchors.items())
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class Result:
 
     `title` and `about`: a heading and a sentence for a page, by default the study's name. `card`: the protocol of all
     `rows`. `pictures` by file name: uint8 `[H, W, 3]`, or `[F, H, W, 3]` for an animation of F frames; `captions` by the
-    same names. `lines`: what is printed.
+    same names. `lines`: what is printed. `arrays` by file name: what figures were formed from, an image or a term each.
     """
 
     study: str
@@ -86,6 +96,15 @@ class Result:
     plots: dict[str, Plot] = field(default_factory=dict)
     tables: list[Table] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    arrays: dict[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+
+
+def save_arrays(result: Result, folder: Path) -> None:
+    """`folder`/<name>.npz for each, written aside and renamed."""
+    for name, arrays in result.arrays.items():
+        aside = folder / f"{name}.part.npz"
+        np.savez_compressed(aside, **arrays)
+        os.replace(aside, folder / f"{name}.npz")
 
 
 def save_pictures(result: Result, folder: Path) -> list[Path]:
@@ -140,4 +159,5 @@ def rows_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
     names = {one.name for one in fields(Row)}
     for row in content["rows"]:
         known = {name: value for name, value in row.items() if name in names}
+        known["anchors"] = {kind: Anchor(**one) for kind, one in row["anchors"].items()}
         yield row["study"], Row(**{**known, "card": content["cards"].get(row["card"], {})})

@@ -6,11 +6,13 @@ from html import escape
 
 from anysigma.report import html
 from anysigma.report.against_steps import against_S
-from anysigma.report.figures import WAYS, Figure, number, phrase, said, varying, written
-from anysigma.report.ranking import disagreements
+from anysigma.report.figures import WAYS, Figure, phrase, said, varying, written
+from anysigma.report.ranking import compared, disagreements, remark
 from anysigma.report.results import Row
+from anysigma.report.verdict import RULE, counted
 
 HEADS = {"sigma": "σ", "tau": "τ", "eta": "η", "clip": "clipped"}
+BESIDE = "Real images: what as many of them give in place of the generated ones, each kind a mean over draws."
 ARROWS = {-1: "↓", 1: "↑"}
 
 
@@ -22,14 +24,12 @@ def metric_name(row: Row) -> str:
 
 
 def shown_value(row: Row) -> list[str]:
-    """Value ± standard error, floor ± spread, as cells."""
-    (value, _, error), (floor, _, spread) = (text.partition(" ± ") for text in written(row))
-    return [f"<b>{value}</b>{spread_of(error)}", f"{floor}{spread_of(spread)}"]
-
-
-def spread_of(error: str) -> str:
-    """± error, smaller, where there is one."""
-    return f' <span class="pm">± {error}</span>' if error else ""
+    """Value ± standard error, or with its interval, and its anchors, as cells."""
+    text, beside = written(row)
+    value, sign, error = text.partition(" ± ")
+    value, _, ends = value.partition(" (")
+    more = f' <span class="pm">± {error}</span>' if sign else f' <span class="pm">({ends}</span>' if ends else ""
+    return [f"<b>{value}</b>{more}", html.prose(beside)]
 
 
 def comparison(found: Sequence[Figure], numbers: Iterable[int]) -> str:
@@ -56,34 +56,45 @@ def evaluations(found: Sequence[Figure]) -> int:
 
 
 def key_figures(found: Sequence[Figure], title: str = "Key figures") -> str:
-    """All figures by study and metric, in one table."""
+    """The figures that answer what a reader came for, by study and metric; all, where no study says which those are."""
     if not found:
         return ""
+    found = [figure for figure in found if figure.row.key] or found
     metrics = list(dict.fromkeys(figure.row.metric for figure in found))
     runs, groups = {figure.run for figure in found}, {}
     for figure in sorted(found, key=lambda figure: metrics.index(figure.row.metric)):
         words = filter(None, [figure.run if len(runs) > 1 else "", phrase(figure.row.params)])
         cells = [metric_name(figure.row), *shown_value(figure.row), html.prose(", ".join(words))]
         groups.setdefault(html.prose(figure.title), []).append(cells)
-    floors = " Floor: what as many real images reach in place of the generated ones, ± its spread."
-    note = "± one standard error." + (floors if any(figure.row.floor is not None for figure in found) else "")
-    body = html.table(["Figure", "Value", "Floor", "Setting"], groups, note=note)
+    anchored = any(figure.row.anchors for figure in found)
+    note = "± one standard error; in brackets a 95 % interval." + (" " + BESIDE if anchored else "")
+    columns = ["Figure", "Value", "Real images", "Setting"]
+    rows = {title: cells if anchored else [[*c[:2], c[3]] for c in cells] for title, cells in groups.items()}
+    body = html.table(columns if anchored else [*columns[:2], columns[3]], rows, note=note)
     return f'<section id="figures"><h2>{title}</h2>{body}</section>\n'
 
 
 def table(found: Sequence[Figure]) -> str:
     """All figures of a kind: best first where their cards differ in what was set alone, as they came where not."""
     apart, way = disagreements(found, [name for figure in found for name in figure.row.params]), found[0].row.better
+    verdicts, remarks = {}, [""] * len(found)
     if way and not apart:
         found = sorted(found, key=lambda f: (f.row.value is None, -way * (f.row.value or 0)))
+        order = [("", figure) for figure in found if figure.row.value is not None]
+        verdicts = compared(order)
+        remarks = [remark(order, place, verdicts) for place in range(len(order))] + [""] * (len(found) - len(order))
     lines = [n for n in varying([f.setting for f in found]) if shown(n, found)]
-    rows = [[escape(f.run), *(html.prose(said(n, f.setting.get(n))) for n in lines), *shown_value(f.row)] for f in found]
+    rows = [
+        [escape(f.run), *(html.prose(said(n, f.setting.get(n))) for n in lines), *shown_value(f.row), words]
+        for f, words in zip(found, remarks, strict=True)
+    ]
     title = f"{metric_name(found[0].row)} <small>· {html.prose(found[0].title)}</small>"
     parts = ", ".join(dict.fromkeys(line.split(".")[0].replace("_", " ") for line in apart))
     note = f"In their order, not ranked: the cards differ in {escape(parts)}." if apart and way else ""
-    return table_of(
-        ["Run", *(HEADS.get(n, html.prose(n.replace("_", " "))) for n in lines), "Value", "Floor"], rows, title, note
-    )
+    if verdicts:
+        note = f"Last column, by place: 0 lies in the {RULE}. {counted(list(verdicts.values()))}"
+    columns = ["Run", *(HEADS.get(n, html.prose(n.replace("_", " "))) for n in lines), "Value", "Real images", ""]
+    return table_of(columns, rows, title, note)
 
 
 def shown(line: str, found: Sequence[Figure]) -> bool:
@@ -94,6 +105,7 @@ def shown(line: str, found: Sequence[Figure]) -> bool:
 
 
 def table_of(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, note: str) -> str:
-    """The table, without its last column where that is empty."""
-    width = len(columns) if any(row[-1] != number(None) for row in rows) else -1
-    return html.table(columns[:width], {"": [row[:width] for row in rows]}, title, note)
+    """The table, without those of its last two columns that are empty."""
+    last = len(columns) - 2
+    shown = [i for i in range(len(columns)) if i < last or any(row[i] for row in rows)]
+    return html.table([columns[i] for i in shown], {"": [[row[i] for i in shown] for row in rows]}, title, note)

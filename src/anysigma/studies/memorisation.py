@@ -11,6 +11,7 @@ from anysigma.data.images import from_uint8
 from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.machine.distributed import is_first
 from anysigma.machine.progress import progress
+from anysigma.metrics.anchors import HELD_OUT, Anchor
 from anysigma.metrics.fidelity import Features
 from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.report.pictures import grid
@@ -134,7 +135,9 @@ def report(result: Result, spaces: dict[str, dict[str, float]], n: int, held_out
             ("suspiciously_near", found["suspicious"], found["suspicious_error"], -1, SUSPICIOUS),
             ("copies", found["copies"], None, -1, None),
         ):
-            result.rows.append(Row(metric, value, error, n, {"space": space, "held_out": held_out}, better, floor))
+            beside = {HELD_OUT: Anchor(floor)} if floor is not None else {}
+            params = {"space": space, "held_out": held_out}
+            result.rows.append(Row(metric, value, error, n, params, better, anchors=beside))
         names = ("median", "median_held_out", "q05", "q05_held_out")
         near = f"{100 * found['suspicious']:.1f} % ± {100 * found['suspicious_error']:.1f}"
         rows.append([space, *(f"{found[name]:.3f}" for name in names), near, f"{100 * found['copies']:.1f} %"])

@@ -15,6 +15,7 @@ from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.exact import ExactDenoiser
 from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.machine.distributed import is_first
+from anysigma.metrics.anchors import HELD_OUT, Anchor
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.plots import COLOURS
 from anysigma.report.results import Result, Row, Table
@@ -98,13 +99,13 @@ def to_point(points: Tensor, others: Tensor) -> Tensor:
 
 def report(result: Result, samples: Points, held_out: Tensor, known: dict[str, Tensor], radii: Tensor) -> None:
     """Rows and a table: distance to the nearest circle, and to the nearest point that the denoiser knows."""
-    floor = to_ring(held_out, radii).mean().item()
-    rows = [["held-out data", "-", f"{floor:.4f}", f"{to_point(held_out, known['network']).mean():.4f}"]]
+    real = Anchor(to_ring(held_out, radii).mean().item())
+    rows = [["held-out data", "-", f"{real.value:.4f}", f"{to_point(held_out, known['network']).mean():.4f}"]]
     for (name, eta), points in samples.items():
         figures = {"distance_to_ring": to_ring(points, radii), "distance_to_known_point": to_point(points, known[name])}
         for metric, values in figures.items():
             value, error = mean_and_error(values)
-            facts = {"better": -1, "floor": floor} if metric == "distance_to_ring" else {}
+            facts = {"better": -1, "anchors": {HELD_OUT: real}} if metric == "distance_to_ring" else {}
             result.rows.append(Row(metric, value, error, len(points), {"denoiser": name, "eta": eta}, **facts))
         rows.append([name, f"{eta:g}", *(f"{values.mean():.4f}" for values in figures.values())])
     note = "mean distances; the network was trained on all training points, the optimal denoisers know theirs alone"

@@ -1,21 +1,23 @@
-"""How far generated images are from real ones: the distance of one sampler, with its floor."""
+"""How far generated images are from real ones: the distance of one sampler, beside what real images give."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from anysigma.data.images import ROUNDING
+from anysigma.data.images import ROUNDING, image_hash
 from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.machine.distributed import rank_and_world, say
+from anysigma.metrics.anchors import TRAINING, Anchors, anchors, kept, to_held_out
 from anysigma.metrics.card import versions
-from anysigma.metrics.fidelity import Features, Measure, floor, measures
-from anysigma.metrics.statistics import mean_and_error
+from anysigma.metrics.fidelity import INCEPTION_SPLITS, Features, Measure, at_most, frechet, measures, own, the_distance
+from anysigma.metrics.frechet import Moments, extrapolated
+from anysigma.metrics.statistics import mean_and_error, t_limit
 from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.report.pictures import grid
 from anysigma.report.results import Result, Row
@@ -24,7 +26,7 @@ from anysigma.studies.generated import generated
 from anysigma.studies.trajectory import strip
 
 TITLE = "Fidelity"
-ABOUT = "How far one sampler's images are from real ones, beside what as many real images reach."
+ABOUT = "How far one sampler's images are from real ones, beside what as many real images give in their place."
 
 GRID, AT_MOST = 64, 5000
 
@@ -33,9 +35,9 @@ GRID, AT_MOST = 64, 5000
 class Fidelity(Study):
     """The distance of `sets` disjoint sets of `n` generated images to the training images, mean and standard error.
 
-    `n` null: as many as are held out, at most 5,000. `splits`: random splits of real images for the floor at the
-    same n. `seed` names the noise, `block` images are computed at once. `save`: png, npz or null. `cache`: where the
-    real images' features are kept. Also draws a grid and a trajectory.
+    `n` null: as many as are held out, at most 5,000. `splits`: draws of n real images, for the anchors beside it.
+    `seed` names the noise, `block` images are computed at once. `save`: png, npz or null. `cache`: where the
+    real images' features and anchors are kept. Also draws a grid and a trajectory.
     """
 
     n: int | None
@@ -51,12 +53,11 @@ class Fidelity(Study):
     def __post_init__(self):
         if self.save not in (None, "png", "npz"):
             raise ValueError(f"save={self.save}: png, npz or null")
-        if self.sets < 1 or (self.n is not None and self.n < 2):
-            raise ValueError(f"n={self.n}, sets={self.sets}: at least 2 images and 1 set are needed")
+        held_to_counts(self.n, self.sets, self.splits)
 
     def run(self, model: Model, sampler: Sampler, data: Any, features: Features | None, folder: Path) -> Result:
-        """Make the images, measure, draw. Raises ValueError where fewer than n real images are held out."""
-        n = count(self.n, data, features)
+        """Make the images, measure, draw."""
+        n = count(self.n, data)
         total = n * self.sets if features else max(GRID, n)
         images = generated(model, sampler, total, seed=self.seed, block=self.block, folder=folder)
         setting = describe(sampler, model.denoiser.process.T)
@@ -69,81 +70,140 @@ class Fidelity(Study):
                 "trajectory": "One image on its way: x_t above, the x_0 predicted from it below.",
             }
             if features:
-                real = RealImages(data, features, self.cache)
-                self._measure(result, images.split(n), real, setting)
+                real = RealImages(data, features, n, self.splits, self.cache)
+                found = real.vectors(images.split(n))
+                first, *others = real.rows(found, setting)
+                result.rows = [replace(first, key=True), real.limit(found, setting), *others]
+                result.card |= real.card(self.sets)
+                result.lines = headline(result.rows, features.metric)
         return result
 
-    def _measure(self, result: Result, sets: tuple[Tensor, ...], real: "RealImages", setting: dict[str, Any]) -> None:
-        base = real.floor(len(sets[0]), self.splits)
-        result.rows = rows(sets, real, base, setting)
-        result.card |= real.card(len(sets[0]), len(sets), self.splits)
-        row, metric = result.rows[0], real.features.metric
-        result.lines.append(
-            f"{metric} {figure(row)} (floor {base['mean']:.2f} ± {base['sd']:.2f}:"
-            f" {row.n} real images in place of the generated; {len(sets)} sets of {row.n})"
-        )
+
+def headline(rows: Sequence[Row], metric: str) -> list[str]:
+    """The distance with its interval; its anchors; to held-out images and to infinitely many."""
+    by = {row.metric: row for row in rows}
+    first = by[metric]
+    lines = [f"{metric} {figure(first)}, {len(first.sets)} sets of {first.n} images to the training images{interval(first)}"]
+    lines.append(f"at {first.n} images: {first.beside}")
+    if other := by.get(f"{metric}_held_out"):
+        lines.append(f"to {other.n} held-out images: {figure(other)} ({other.beside})")
+    if limit := by.get(f"{metric}_infinite"):
+        why = "not given, 1/N is not linear within error" if limit.value is None else figure(limit) + interval(limit)
+        lines.append(f"extrapolated to infinitely many images: {why}")
+    return lines
 
 
+def interval(row: Row) -> str:
+    """; 95 %: low to high, by Student's t over the sets."""
+    if row.error is None:
+        return ""
+    half = t_limit(len(row.sets) - 1) * row.error
+    return f"; 95 %: {row.value - half:.2f} to {row.value + half:.2f}"
+
+
+@dataclass(frozen=True)
 class RealImages:
-    """The real side of every figure: training images as the reference, all real images for the floor."""
+    """The real side of every figure: the training images are the reference, held-out ones stand beside them.
 
-    def __init__(self, data: Any, features: Features, cache: str | None):
-        self.data, self.features, self._cache = data, features, Path(cache) if cache else None
+    `n`: images a set; `splits`: draws for the anchors; `cache`: where vectors and anchors are kept, or null.
+    """
+
+    data: Any
+    features: Features
+    n: int
+    splits: int
+    cache: str | None
+
+    @property
+    def folder(self) -> Path | None:
+        """The cache, as a path."""
+        return Path(self.cache) if self.cache else None
 
     @cached_property
     def reference(self) -> Tensor:
         """Vectors of the training images."""
-        return cached_vectors(self.data.train, self.features, self._cache)
+        return cached_vectors(self.data.train, self.features, self.folder)
 
-    def floor(self, n: int, splits: int) -> dict[str, float]:
-        """What a perfect model could reach at n images; one line where n is small beside the features' dimension."""
-        if n <= self.features.num_features:
-            say(
-                f"warning: n={n} images in {self.features.num_features} features: the distance is biased upward,"
-                " most where n is small; compare it with its floor alone"
-            )
-        held_out = cached_vectors(self.data.held_out, self.features, self._cache)
-        return floor(torch.cat([self.reference, held_out]), n, splits, self.features)
+    @cached_property
+    def held_out(self) -> Tensor:
+        """Vectors of the held-out images."""
+        return cached_vectors(self.data.held_out, self.features, self.folder)
 
-    def measures(self, images: Tensor) -> dict[Measure, float]:
-        """Every measure of one set of uint8 images."""
-        return measures(vectors(images, self.features), self.reference, self.features)
+    @cached_property
+    def anchors(self) -> Anchors:
+        """What real images give at n, by metric."""
+        if self.n <= self.features.num_features:
+            say(f"warning: n={self.n} images in {self.features.num_features} features: the distance is biased upward, most"
+                " where n is small; read it beside its anchors alone")  # fmt: skip
+        facts = {
+            "features": self.features.name, "sha256": self.features.sha256, "n": str(self.n), "splits": str(self.splits),
+            "train": image_hash(self.data.train), "held_out": image_hash(self.data.held_out), **versions(),
+        }  # fmt: skip
+        return kept(self.folder, self._anchors, facts)
 
-    def card(self, n: int, sets: int, splits: int) -> dict[str, Any]:
+    def _anchors(self) -> Anchors:
+        found = anchors(self.reference, self.held_out, self.n, self.splits, self.features)
+        beside = to_held_out(self.reference, self.held_out, min(self.n, len(self.held_out)), self.splits, self.features)
+        return {**found, f"{self.features.metric}_held_out": {TRAINING: beside}}
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Of the training images' features."""
+        return Moments.of(own(self.reference, self.features))
+
+    def measures(self, found: Tensor) -> dict[Measure, float]:
+        """Every measure of one set's vectors: against the training images, and the distance to as many held-out ones."""
+        distance, n = the_distance(self.features), min(self.n, len(self.held_out))
+        other = distance._replace(metric=f"{distance.metric}_held_out", label=f"{distance.label} to held-out images")
+        few, held_out = (own(at_most(one, n), self.features) for one in (found, self.held_out))
+        return {**measures(found, self.reference, self.features), other: frechet(few, held_out, self.features)}
+
+    def vectors(self, sets: Sequence[Tensor]) -> list[Tensor]:
+        """Of disjoint sets of uint8 images; ValueError unless each has n, for beside anchors at another n none may stand."""
+        if wrong := [len(one) for one in sets if len(one) != self.n]:
+            raise ValueError(f"a set of {wrong[0]} generated images cannot stand beside {self.n} real ones")
+        return [vectors(one, self.features) for one in sets]
+
+    def rows(self, found: Sequence[Tensor], params: dict[str, Any]) -> list[Row]:
+        """One row a measure over disjoint sets, as vectors; the distance first."""
+        each = [self.measures(one) for one in found]
+        return [self._row(measure, [one[measure] for one in each], params) for measure in each[0]]
+
+    def _row(self, measure: Measure, values: list[float], params: dict[str, Any]) -> Row:
+        value, error = mean_and_error(values)
+        beside = self.anchors.get(measure.metric, {})
+        return Row(value=value, error=error, n=self.n, params=params, sets=values, anchors=beside, **measure._asdict())
+
+    def limit(self, found: Sequence[Tensor], params: dict[str, Any]) -> Row:
+        """The distance for N → ∞, without a value where it cannot be had."""
+        distance = the_distance(self.features)
+        values = extrapolated([own(one, self.features) for one in found], self.moments)
+        value, error = mean_and_error(values) if values else (None, None)
+        measure = distance._replace(metric=f"{distance.metric}_infinite", label=f"{distance.label}, N → ∞")
+        return Row(value=value, error=error, n=self.n, params=params, sets=values or [], **measure._asdict())
+
+    def card(self, sets: int) -> dict[str, Any]:
         """The protocol that all figures against these images share."""
+        splits = {"inception_score_splits": INCEPTION_SPLITS} if hasattr(self.features, "both") else {}
         return {
-            "n": n, "sets": sets, "floor_splits": splits, "reference": f"{len(self.data.train)} training images",
-            "prc_reference": f"{min(n, len(self.data.train))} of them", "data_hash": self.data.hash,
-            "rounding": ROUNDING, **self.features.card(), "versions": versions(),
+            "n": self.n, "sets": sets, "reference": f"{len(self.data.train)} training images",
+            "prc_reference": f"{min(self.n, len(self.data.train))} of them", "data_hash": self.data.hash,
+            "held_out": f"{len(self.data.held_out)} images" + (", fewer than n" if self.n > len(self.data.held_out) else ""),
+            "anchor_draws": self.splits, "rounding": ROUNDING, **splits, **self.features.card(), "versions": versions(),
         }  # fmt: skip
 
 
-def count(n: int | None, data: Any, features: Features | None) -> int:
-    """Images a set: n, or as many as are held out; ValueError where the floor would lack real images."""
-    n = n or min(len(data.held_out), AT_MOST)
-    if features and n > len(data.held_out):
-        raise ValueError(f"n={n}: the floor needs as many real images, and {len(data.held_out)} are held out")
-    return n
+def held_to_counts(n: int | None, sets: int, splits: int) -> None:
+    """Raises ValueError where nothing could be measured with these."""
+    if sets < 1 or (n is not None and n < 2):
+        raise ValueError(f"n={n}, sets={sets}: at least 2 images and 1 set are needed")
+    if splits < 2:
+        raise ValueError(f"study.splits={splits}: at least 2 draws of real images are needed")
 
 
-def rows(sets: tuple[Tensor, ...], real: RealImages, base: dict[str, float], params: dict[str, Any]) -> list[Row]:
-    """One row a measure over disjoint sets, the distance first, with its floor `base`."""
-    n, found = len(sets[0]), []
-    for measure, (value, error) in measured(sets, n, real).items():
-        floors = {"floor": base["mean"], "floor_sd": base["sd"]} if measure.metric == real.features.metric else {}
-        found.append(Row(value=value, error=error, n=n, params=params, **measure._asdict(), **floors))
-    return found
-
-
-def measured(sets: tuple[Tensor, ...], n_real: int, real: RealImages) -> dict[Measure, tuple[float, float | None]]:
-    """Mean and standard error of every measure over disjoint sets; raises ValueError unless each has n_real images.
-
-    The distance is biased upward by 1/n: beside a floor at another n it would mean nothing.
-    """
-    if wrong := [len(one) for one in sets if len(one) != n_real]:
-        raise ValueError(f"a set of {wrong[0]} generated images cannot stand beside a floor at {n_real} real ones")
-    found = [real.measures(one) for one in sets]
-    return {measure: mean_and_error([one[measure] for one in found]) for measure in found[0]}
+def count(n: int | None, data: Any) -> int:
+    """Images a set: n, or as many as are held out, at most 5,000."""
+    return n or min(len(data.held_out), AT_MOST)
 
 
 def figure(row: Row) -> str:

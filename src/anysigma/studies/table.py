@@ -1,6 +1,5 @@
 """DDIM's Table 1 from one checkpoint: distance over S and σ, all from the same x_T."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +10,19 @@ from torch import Tensor
 
 from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.diffusion.samplers.tau import TauRule
-from anysigma.machine.distributed import is_first
+from anysigma.machine.distributed import is_first, say
 from anysigma.metrics.fidelity import Features
-from anysigma.report.figures import said
+from anysigma.metrics.statistics import Difference
+from anysigma.report.against_steps import anchored
+from anysigma.report.figures import phrase, said
 from anysigma.report.pictures import grid
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
+from anysigma.report.verdict import RULE, counted, difference
 from anysigma.studies.base import Model, Study
-from anysigma.studies.generated import generated
+from anysigma.studies.generated import cost, generated
 from anysigma.studies.lineup import at_S, fixed, labels, lineup, short
-from anysigma.studies.quality import RealImages, count, figure, rows
+from anysigma.studies.quality import RealImages, count, figure, held_to_counts
 
 TITLE = "Steps and noise"
 ABOUT = "One network, every sampler: the distance over the number of steps S."
@@ -34,6 +36,7 @@ PAPER = {
     "η = 1": (41.07, 18.36, 8.01, 5.78, 4.73),
     "σ̂": (367.43, 133.37, 32.72, 9.99, 3.17),
 }
+PAPER_N = 50_000  # generated, and training images
 SHOWN = 10  # images of a setting in the picture
 
 
@@ -71,27 +74,31 @@ class SamplerTable(Study):
     def __post_init__(self):
         if not self.steps or min(self.steps) < 1:
             raise ValueError(f"study.steps={list(self.steps)}: a list of whole numbers from 1")
+        held_to_counts(self.n, self.sets, self.splits)
 
     def run(self, model: Model, sampler: Sampler, data: Any, features: Features, folder: Path) -> Result:
         """Make every cell's images, measure, and print as the paper prints."""
-        n, T = count(self.n, data, features), model.denoiser.process.T
-        real = RealImages(data, features, self.cache)
-        base = real.floor(n, self.splits) if is_first() else {}
+        T, real = model.denoiser.process.T, RealImages(data, features, count(self.n, data), self.splits, self.cache)
         result = Result("table", TITLE, ABOUT, card={**model.card, "seed": self.seed, "block": self.block})
-        result.card |= real.card(n, self.sets, self.splits) if is_first() else {}
+        result.card |= real.card(self.sets) if is_first() else {}
+        cells = list(self.cells(sampler, T))
+        say(cost(model, [cell.sampler for cell in cells], real.n * self.sets, self.block))
         found, pictures = {}, {}
-        for cell in self.cells(sampler, T):
+        for cell in cells:
             setting, what = describe(cell.sampler, T), ", ".join(filter(None, [cell.label, f"S = {cell.S}", cell.tau]))
             made = dict(seed=self.seed, block=self.block, folder=folder, what=what)
-            images = generated(model, cell.sampler, n * self.sets, **made)
+            images = generated(model, cell.sampler, real.n * self.sets, **made)
             if is_first():
-                measured = rows(images.split(n), real, base, setting)
+                measured = real.rows(real.vectors(images.split(real.n)), setting)
                 result.rows += [replace(row, card=setting) for row in measured]
                 found.setdefault(cell.tau, {})[cell.label, cell.S] = measured[0]
                 pictures[cell.tau, cell.label, cell.S] = images[:SHOWN]
-        for tau, cells in found.items():
-            present(result, Grid(tau, cells), base, real)
-            draw(result, Grid(tau, cells), pictures)
+        for tau, rows in found.items():
+            grid = Grid(tau, rows, real)
+            result.tables += [values(grid), changes(grid)]
+            result.plots[grid.name] = curves(grid)
+            draw(result, grid, pictures)
+        best(result, real.features.metric)
         return result
 
     def cells(self, given: Sampler, T: int) -> Iterator[Cell]:
@@ -116,11 +123,11 @@ def along(sampler: Sampler, tau: TauRule | None) -> Sampler:
 class Grid:
     """The cells of one τ: what stands in which row and column. `cells`: the distance by name and S."""
 
-    def __init__(self, tau: str, cells: Mapping[tuple[str, int], Row]):
-        self.tau, self.cells = tau, cells
+    def __init__(self, tau: str, cells: Mapping[tuple[str, int], Row], real: RealImages):
+        self.tau, self.cells, self.metric = tau, cells, real.features.metric
         self.labels, self.steps = list(dict.fromkeys(label for label, _ in cells)), sorted({S for _, S in cells})
         settings = {label: row.params for (label, _), row in cells.items()}
-        self.papers = {label: short(setting) for label, setting in settings.items() if short(setting) in PAPER}
+        self.papers = {label: short(one) for label, one in settings.items() if papers_own(one, real)}
         self.clips = {label: str(setting.get("clip", "")).lower() for label, setting in settings.items()}
         taus = {said("tau", setting.get("tau")) for setting in settings.values()}
         self.title = f", {taus.pop()} τ" if len(taus) == 1 else ""
@@ -131,12 +138,11 @@ class Grid:
         return {S: self.cells[label, S] for S in self.steps if (label, S) in self.cells}
 
 
-def present(result: Result, found: Grid, base: dict[str, float], real: RealImages) -> None:
-    """Both tables and the plot."""
-    metric = real.features.metric
-    comparable = metric == "fid" and type(real.data.source).__name__ == "CIFAR10"
-    result.tables += [values(found, metric, base, comparable), changes(found)]
-    result.plots[found.name] = curves(found, metric, base, comparable)
+def papers_own(setting: Mapping[str, Any], real: RealImages) -> bool:
+    """Whether this is what the paper measured: 50,000 images, FID to CIFAR-10's training images, its τ, σ and clip."""
+    data = (real.features.metric, type(real.data.source).__name__, len(real.data.train), real.n)
+    own = setting.get("tau") == "Quadratic()" and setting.get("clip") == (short(setting) == "σ̂")
+    return data == ("fid", "CIFAR10", PAPER_N, PAPER_N) and own and short(setting) in PAPER
 
 
 def draw(result: Result, found: Grid, pictures: Mapping[tuple[str, str, int], Tensor]) -> None:
@@ -148,16 +154,16 @@ def draw(result: Result, found: Grid, pictures: Mapping[tuple[str, str, int], Te
         result.captions[name] = f"S = {S}{found.title}; a row each, from the same x_T: {'; '.join(shown)}."
 
 
-def values(found: Grid, metric: str, base: dict, comparable: bool) -> Table:
-    """The distance with its standard error; the paper's rows below where they are of the same data and features."""
+def values(found: Grid) -> Table:
+    """The distance with its standard error; the paper's rows below where they are of the same protocol."""
     body = []
     for label in found.labels:
         row = found.row(label)
         body.append([label, found.clips[label], *(figure(row[S]) if S in row else "" for S in found.steps)])
-    if comparable:
-        body += [[f"{name} (paper)", "", *paper_cells(name, found.steps)] for name in dict.fromkeys(found.papers.values())]
-    note = f"Floor {base['mean']:.2f} ± {base['sd']:.2f}: as many real images in place of the generated. Lower is better."
-    return Table(f"{metric} over S{found.title}", ["sampler", "clip", *(f"S={S}" for S in found.steps)], body, note)
+    body += [[f"{name} (paper)", "", *paper_cells(name, found.steps)] for name in dict.fromkeys(found.papers.values())]
+    first = next(iter(found.cells.values()))
+    note = f"Lower is better. {first.n} real images in their place: {first.beside}."
+    return Table(f"{found.metric} over S{found.title}", ["sampler", "clip", *(f"S={S}" for S in found.steps)], body, note)
 
 
 def paper_cells(name: str, steps: list[int]) -> list[str]:
@@ -167,32 +173,28 @@ def paper_cells(name: str, steps: list[int]) -> list[str]:
 
 
 def changes(found: Grid) -> Table:
-    """Every cell against the first row's at the same S, ours and the paper's, and against the largest S of its row."""
-    body, first, last = [], found.labels[0], found.steps[-1]
+    """Every cell against the first row's at the same S, and against the largest S of its row; the paper's in brackets."""
+    body, verdicts, first, last = [], [], found.labels[0], found.steps[-1]
     top = found.row(first)
     for label in found.labels:
         row = found.row(label)
-        ours = [change(row[S], top[S]) if S in row and S in top else "" for S in found.steps]
+        ours = [change(row[S], top[S], verdicts) if S in row and S in top else "" for S in found.steps]
         paper = [paper_change(found.papers.get(label), found.papers.get(first), S) for S in found.steps]
-        along = [change(row[S], row[last]) if S in row and last in row else "" for S in found.steps[:-1]]
+        along = [change(row[S], row[last], verdicts) if S in row and last in row else "" for S in found.steps[:-1]]
         body.append([label, *(f"{a} ({b})" if a and b else a for a, b in zip(ours, paper, strict=True)), *along])
-    steps = found.steps
-    columns = ["sampler", *(f"S={S} to {first} (paper's)" for S in steps), *(f"S={S} to S={last}" for S in steps[:-1])]
-    note = (
-        "A change marked * exceeds two standard errors of the difference. In brackets: the same change in the paper's"
-        " Table 1, CIFAR-10 with FID, another data set and another distance unless the title says so."
-    )
+    steps, whose = found.steps, " (paper's)" if first in found.papers else ""
+    columns = ["sampler", *(f"S={S} to {first}{whose}" for S in steps), *(f"S={S} to S={last}" for S in steps[:-1])]
+    note = f"A change marked * leaves 0 out of the {RULE}. {counted(verdicts)}"
     return Table(f"Relative change{found.title}", columns, body, note)
 
 
-def change(row: Row, other: Row) -> str:
-    """Signed percent, with a * where the difference exceeds two of its standard errors."""
+def change(row: Row, other: Row, verdicts: list[Difference | None]) -> str:
+    """Signed percent, with a * where the two can be told apart; the verdict is added to the others."""
     if row is other:
         return "–"
+    verdicts.append(difference(row, other, same_noise=True))
     relative = f"{100 * (row.value / other.value - 1):+.0f} %" if other.value else "n/a"
-    if row.error is None or other.error is None:
-        return relative
-    return relative + ("*" if abs(row.value - other.value) > 2 * math.hypot(row.error, other.error) else "")
+    return relative + ("*" if verdicts[-1] is not None and verdicts[-1].distinct else "")
 
 
 def paper_change(name: str | None, first: str | None, S: int) -> str:
@@ -203,16 +205,28 @@ def paper_change(name: str | None, first: str | None, S: int) -> str:
     return f"{100 * (PAPER[name][i] / PAPER[first][i] - 1):+.0f} %"
 
 
-def curves(found: Grid, metric: str, base: dict, comparable: bool) -> Plot:
-    """Distance against S, a curve each sampler, with the floor."""
+def curves(found: Grid) -> Plot:
+    """Distance against S, a curve each sampler, with what real images give."""
     shown = []
     for label in found.labels:
         row = found.row(label)
         errors = [one.error for one in row.values()]
         shown.append(Curve(label, list(row), [one.value for one in row.values()], None if None in errors else errors))
-    if comparable:
-        papers = dict.fromkeys(found.papers.values())
-        shown += [Curve(f"{name} (paper)", PAPER_STEPS, PAPER[name], style="--") for name in papers]
-    shown.append(Curve("floor", [found.steps[0], found.steps[-1]], [base["mean"]] * 2, style="--"))
-    caption = f"{metric} against the number of steps{found.title}, all from the same x_T."
-    return Plot(caption, "S (steps)", metric, shown, log_x=True, log_y=True)
+    papers = dict.fromkeys(found.papers.values())
+    shown += [Curve(f"{name} (paper)", PAPER_STEPS, PAPER[name], style="--") for name in papers]
+    shown += anchored(next(iter(found.cells.values())).anchors, found.steps)
+    caption = f"{found.metric} against the number of steps{found.title}, all from the same x_T."
+    return Plot(caption, "S (steps)", found.metric, shown, log_x=True, log_y=True)
+
+
+def best(result: Result, metric: str) -> None:
+    """The smallest distance becomes one of the page's first figures, and a line says what it cannot be told from."""
+    cells = [row for row in result.rows if row.metric == metric]
+    least = min(cells, key=lambda row: row.value)
+    result.rows = [replace(row, key=True) if row is least else row for row in result.rows]
+    verdicts = [difference(row, least, same_noise=True) for row in cells if row is not least]
+    alike = sum(verdict is not None and not verdict.distinct for verdict in verdicts)
+    result.lines.append(
+        f"smallest {metric}: {figure(least)} at {phrase(least.params)}, chosen from {len(cells)} by its value, so rather too"
+        f" small; not distinguishable from {alike} of the others. {counted(verdicts)}"
+    )

@@ -176,7 +176,7 @@ class Final:
 
     def log_study(self, result: Result) -> None:
         """The first row of each metric as a number; pictures and all rows where a logger takes them."""
-        found = {f"final/{row.metric}": row.value for row in reversed(result.rows)}
+        found = {f"final/{row.metric}": row.value for row in reversed(result.rows) if row.value is not None}
         new = {name: value for name, value in reversed(found.items()) if name not in self._said}
         self._said |= new.keys()
         for logger in self.loggers:

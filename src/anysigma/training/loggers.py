@@ -162,7 +162,7 @@ def figures(result: Any) -> Any:
     """Rows as a W&B table."""
     import wandb
 
-    names = ["metric", "value", "error", "floor", "floor_sd", "n", "better"]
+    names = ["metric", "value", "error", "n", "better", "beside"]
     settings = [" ".join(f"{k}={v}" for k, v in row.params.items()) for row in result.rows]
     cells = [
         [result.study, *(getattr(row, name) for name in names), setting]

@@ -54,7 +54,7 @@ class TensorBoard(TensorBoardLogger):
         stills = {name: picture if picture.ndim == 3 else picture[-1] for name, picture in result.pictures.items()}
         for name, picture in {**stills, **{name: drawn(plot) for name, plot in result.plots.items()}}.items():
             self.log_image(f"{place}/{name}", [picture], step)
-        names = ["metric", "value", "error", "floor", "floor_sd", "n"]
+        names = ["metric", "value", "error", "n", "beside"]
         rows = [[result.study, *(getattr(row, name) for name in names)] for row in result.rows]
         cells = [["study", *names], ["---"] * (1 + len(names)), *rows]
         self.experiment.add_text(f"{place}/table", "\n".join(f"| {' | '.join(map(str, row))} |" for row in cells), step)

@@ -1,0 +1,137 @@
+"""What real images give in the place of generated ones, at equal counts: what a figure is read against."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anysigma.diffusion.noise import stream
+from anysigma.machine.progress import progress
+from anysigma.metrics.fidelity import Features, Measure, at_most, frechet, measures, own, the_distance
+from anysigma.metrics.frechet import Moments
+from anysigma.metrics.statistics import mean_and_error
+
+SPLITS, HELD_OUT, REDRAWN, TRAINING = (
+    "real images",  # n of all against the others, drawn anew each time
+    "held-out images",  # against the training images
+    "training images drawn again",  # n of them with replacement, against all of them
+    "training images",  # n of them against the held-out images
+)
+SECONDS = 300  # at most, for a kind of anchor; the number of draws says what came of it
+WIDE = 512  # features: from here on the distance alone is anchored, by its closed form
+
+Pairs = Iterable[tuple[Tensor, Tensor]]
+Anchors = dict[str, dict[str, "Anchor"]]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A figure of real images: the mean of `draws`; `sd` of one draw, to hold a value against; `error` of the mean.
+
+    The error is that of drawing from these images: it says nothing of other ones.
+    """
+
+    value: float
+    sd: float | None = None
+    error: float | None = None
+    draws: int = 1
+
+    def __str__(self) -> str:
+        spread = f" (one draw ± {self.sd:.2g}, {self.draws} draws)" if self.sd is not None else ""
+        return f"{self.value:.3g}{spread}"
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Anchor":
+        """From the values of the draws; one alone has neither sd nor error."""
+        value, error = mean_and_error(values)
+        return cls(value, error * len(values) ** 0.5 if error is not None else None, error, len(values))
+
+
+def anchors(train: Tensor, held_out: Tensor, n: int, splits: int, features: Features) -> Anchors:
+    """Every measure's anchors, by metric and kind, at n images; feature vectors go in.
+
+    `splits` draws of n real images against the others, a quarter as many of the training images drawn again, and
+    the held-out images in disjoint sets. n above what is held out leaves the second alone.
+    """
+    few = max(2, splits // 4)
+    pairs: dict[str, tuple[Pairs, int]] = {REDRAWN: (redrawn(train, n, few), few)}
+    if n <= len(held_out):
+        sets = torch.randperm(len(held_out), generator=stream(0)).split(n)[: len(held_out) // n]
+        pairs[HELD_OUT] = ([(held_out[one], train) for one in sets], len(sets))
+        pairs[SPLITS] = (real_splits(torch.cat([train, held_out]), n, splits), splits)
+    measure = wide if features.num_features > WIDE else measures
+    found: Anchors = {}
+    for kind, (draws, count) in reversed(pairs.items()):
+        values = within(SECONDS, (measure(one, rest, features) for one, rest in draws), count, kind)
+        for measured in values[0]:
+            found.setdefault(measured.metric, {})[kind] = Anchor.of([one[measured] for one in values])
+    return found
+
+
+def to_held_out(train: Tensor, held_out: Tensor, n: int, splits: int, features: Features) -> Anchor:
+    """The distance of n training images to n held-out ones: what the generated images' own is read against."""
+    reference, draw = at_most(held_out, n), few_of(train, n, max(2, splits // 4))
+    return Anchor.of([frechet(own(one, features), own(reference, features), features) for one in draw])
+
+
+def few_of(train: Tensor, n: int, draws: int) -> Iterator[Tensor]:
+    """n of the rows, without replacement, again and again."""
+    for draw in range(draws):
+        yield train[torch.randperm(len(train), generator=stream(draw))[:n]]
+
+
+def redrawn(train: Tensor, n: int, draws: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """n of the training images with replacement, against all of them."""
+    for draw in range(draws):
+        yield train[torch.randint(len(train), (n,), generator=stream(draw))], train
+
+
+def real_splits(real: Tensor, n: int, splits: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Seeded random splits into n of the real images and the others."""
+    for split in range(splits):
+        order = torch.randperm(len(real), generator=stream(split))
+        yield real[order[:n]], real[order[n:]]
+
+
+def wide(one: Tensor, rest: Tensor, features: Features) -> dict[Measure, float]:
+    """The distance alone, by eigenvalues: in 2,048 features a matrix square root for every draw would take hours."""
+    return {the_distance(features): Moments.of(own(rest, features)).distance(Moments.of(own(one, features)))}
+
+
+def within(seconds: float, values: Iterable[dict], count: int, what: str) -> list[dict]:
+    """The values that come in this time, two at least."""
+    found, until = [], time.monotonic() + seconds
+    for value in progress(values, count, f"anchor: {what}"):
+        found.append(value)
+        if len(found) > 1 and time.monotonic() > until:
+            break
+    return found
+
+
+def kept(path: Path | None, make: Callable[[], Anchors], facts: dict[str, str]) -> Anchors:
+    """What `make` gives, kept in a file named for `facts`; one that cannot be read is made anew."""
+    if path is None:
+        return make()
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    path = path / f"anchors-{facts['features']}-{key}.json"
+    try:
+        content = json.loads(path.read_text())
+        if content["facts"] == facts:
+            return {
+                metric: {kind: Anchor(**one) for kind, one in some.items()} for metric, some in content["anchors"].items()
+            }
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    found = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.part")
+    plain = {metric: {kind: asdict(one) for kind, one in some.items()} for metric, some in found.items()}
+    aside.write_text(json.dumps({"facts": facts, "anchors": plain}, indent=1))
+    os.replace(aside, path)
+    return found

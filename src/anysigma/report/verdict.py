@@ -1,0 +1,49 @@
+"""Whether two figures can be told apart: in pairs where their sets share x_T, by Welch where not."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from anysigma.metrics.statistics import Difference, between, paired, welch
+from anysigma.report.results import Row
+
+NOISE = (
+    "seed",
+    "block",
+    "n",
+    "sets",
+    "shape",
+)  # equal in all of them, set i of one is made from the noise of set i of the other
+RULE = (
+    "95 % interval of the difference by Student's t over the sets, in pairs where both were made from the same x_T, else"
+    " Welch's; each comparison by itself, on these checkpoints and this reference"
+)
+
+
+def difference(one: Row, other: Row, *, same_noise: bool) -> Difference | None:
+    """one - other with its interval; None where nothing can be said: a single set, or no error."""
+    if one.value is None or other.value is None:
+        return None
+    if one.sets or other.sets:
+        if min(len(one.sets), len(other.sets)) < 2:
+            return None
+        if same_noise and len(one.sets) == len(other.sets):
+            return paired(one.sets, other.sets)
+        return welch((one.value, one.error, len(one.sets)), (other.value, other.error, len(other.sets)))
+    if one.interval and other.interval:
+        return between(one.value, one.interval, other.value, other.interval)
+    if one.error is None or other.error is None or min(one.n or 0, other.n or 0) < 2:
+        return None
+    return welch((one.value, one.error, one.n), (other.value, other.error, other.n))
+
+
+def same_noise(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two cards say that image k of both was made from the same noise."""
+    return all(name in one and one[name] == other.get(name) for name in NOISE)
+
+
+def counted(verdicts: Sequence[Difference | None]) -> str:
+    """How many comparisons were made, and how many of them would be marked were nothing different."""
+    made = sum(verdict is not None for verdict in verdicts)
+    if not made:
+        return "No comparison: that takes two sets or more."
+    return f"{made} comparison{'s' if made > 1 else ''}; were nothing different, about {made / 20:.2g} would be marked."
