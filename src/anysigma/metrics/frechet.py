@@ -43,22 +43,28 @@ class Moments:
         return ((self.mean - other.mean).square().sum() + traces - 2 * shared).item()
 
 
-def extrapolated(sets: Sequence[Tensor], reference: Moments) -> list[float] | None:
+class NoLimit(ValueError):
+    """The sets do not bear an extrapolation; the message says why."""
+
+
+def extrapolated(sets: Sequence[Tensor], reference: Moments) -> list[float]:
     """The distance at N → ∞ generated images, Chong & Forsyth 2020: one value for each disjoint set `[n, D]`.
 
     A distance of N images is biased by about 1/N, by an amount that depends on the generator. A line is fitted to the
     distances of N of a set's images against 1/N, at 15 N from n/4 to n, each the mean over 8 random subsets; its
-    intercept is the set's value. The reference stays as it is. None where the sets do not bear it: one set alone, fewer
-    than two images a feature, or a curvature over 1/N whose 95 % interval over the sets (Student's t) leaves out 0.
+    intercept is the set's value. The reference stays as it is. Raises NoLimit for one set alone, for fewer than two images
+    a feature, and where the 95 % interval (Student's t over the sets) of a curvature over 1/N leaves out 0.
     """
     n, D = sets[0].shape
-    if len(sets) < 2 or n < 2 * D:
-        return None
+    if len(sets) < 2:
+        raise NoLimit("one set alone has no error")
+    if n < 2 * D:
+        raise NoLimit(f"{n} images in {D} features: at least two a feature are needed")
     counts = torch.linspace(max(FIRST * n, D + 1), n, POINTS).round().long().tolist()
     curves = torch.stack([curve(one, counts, reference) for one in progress(sets, len(sets), "N to infinity")])
     curvature, error = mean_and_error(fitted(counts, curves, 2)[:, 2])
     if abs(curvature) > t_limit(len(sets) - 1) * error:
-        return None
+        raise NoLimit("the distance is not linear in 1/N within its error")
     return fitted(counts, curves, 1)[:, 0].tolist()
 
 

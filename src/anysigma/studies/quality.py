@@ -16,7 +16,7 @@ from anysigma.machine.distributed import rank_and_world, say
 from anysigma.metrics.anchors import TRAINING, Anchors, anchors, kept, to_held_out
 from anysigma.metrics.card import versions
 from anysigma.metrics.fidelity import INCEPTION_SPLITS, Features, Measure, at_most, frechet, measures, own, the_distance
-from anysigma.metrics.frechet import Moments, extrapolated
+from anysigma.metrics.frechet import Moments, NoLimit, extrapolated
 from anysigma.metrics.statistics import mean_and_error, t_limit
 from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.report.pictures import grid
@@ -88,8 +88,8 @@ def headline(rows: Sequence[Row], metric: str) -> list[str]:
     if other := by.get(f"{metric}_held_out"):
         lines.append(f"to {other.n} held-out images: {figure(other)} ({other.beside})")
     if limit := by.get(f"{metric}_infinite"):
-        why = "not given, 1/N is not linear within error" if limit.value is None else figure(limit) + interval(limit)
-        lines.append(f"extrapolated to infinitely many images: {why}")
+        what = f"not given: {limit.card['no_limit']}" if limit.value is None else figure(limit) + interval(limit)
+        lines.append(f"extrapolated to infinitely many images: {what}")
     return lines
 
 
@@ -177,10 +177,14 @@ class RealImages:
     def limit(self, found: Sequence[Tensor], params: dict[str, Any]) -> Row:
         """The distance for N → ∞, without a value where it cannot be had."""
         distance = the_distance(self.features)
-        values = extrapolated([own(one, self.features) for one in found], self.moments)
-        value, error = mean_and_error(values) if values else (None, None)
         measure = distance._replace(metric=f"{distance.metric}_infinite", label=f"{distance.label}, N → ∞")
-        return Row(value=value, error=error, n=self.n, params=params, sets=values or [], **measure._asdict())
+        facts = dict(n=self.n, params=params, **measure._asdict())
+        try:
+            values = extrapolated([own(one, self.features) for one in found], self.moments)
+        except NoLimit as why:
+            return Row(value=None, card={"no_limit": str(why)}, **facts)
+        value, error = mean_and_error(values)
+        return Row(value=value, error=error, sets=values, **facts)
 
     def card(self, sets: int) -> dict[str, Any]:
         """The protocol that all figures against these images share."""
