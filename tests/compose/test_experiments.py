@@ -10,9 +10,9 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-def composed(name):
+def composed(name, program="train.py"):
     done = subprocess.run(
-        [sys.executable, ROOT / "train.py", f"experiment={name}", "--cfg", "job", "--resolve"],
+        [sys.executable, ROOT / program, f"experiment={name}", "--cfg", "job", "--resolve"],
         capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     return yaml.safe_load(done.stdout)
@@ -55,6 +55,17 @@ SNAPSHOTS = {
 }  # fmt: skip
 
 
+TABLE_1 = {  # ermongroup/ddim: η unclipped, σ̂ ("ddpm_noisy") clipped, quadratic τ for CIFAR-10, FID of 50,000 images
+    "study._target_": "anysigma.studies.table.SamplerTable", "study.n": 50000, "study.sets": 1, "study.full": True,
+    "study.steps": [10, 20, 50, 100], "study.taus": {"quadratic": {"_target_": "anysigma.diffusion.samplers.tau.Quadratic"}},
+    "study.samplers.ddim.eta": 0.0, "study.samplers.eta_02.eta": 0.2, "study.samplers.eta_05.eta": 0.5,
+    "study.samplers.ddpm.eta": 1.0, "study.samplers.ddim.clip": False, "study.samplers.eta_02.clip": False,
+    "study.samplers.eta_05.clip": False, "study.samplers.ddpm.clip": False, "study.samplers.ddpm_large.clip": True,
+    "sampler.eta": 0.0, "sampler.clip": False, "weights": "ema",
+    "features._target_": "anysigma.metrics.inception.InceptionFeatures",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_an_experiment_is_what_it_was(name):
     config = composed(name)
@@ -62,5 +73,20 @@ def test_an_experiment_is_what_it_was(name):
     assert {path: at(config, path) for path in wanted} == wanted
 
 
+def test_the_papers_table_is_its_protocol_to_the_letter():
+    config = composed("ddim_table1", "evaluate.py")
+    assert {path: at(config, path) for path in TABLE_1} == TABLE_1
+
+
 def test_every_experiment_is_pinned():
-    assert {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")} == SNAPSHOTS.keys()
+    assert {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")} == {*SNAPSHOTS, "ddim_table1"}
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "other"), [("train.py", "ddim_table1", "evaluate.py"), ("evaluate.py", "ddpm_cifar10", "train.py")]
+)
+def test_the_other_programs_experiment_is_refused_in_one_line(program, name, other):
+    done = subprocess.run(
+        [sys.executable, ROOT / program, f"experiment={name}"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and done.stderr == f"error: experiment={name} is for {other}\n"

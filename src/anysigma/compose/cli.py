@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from anysigma.compose.all_studies import own_folder
+from anysigma.compose.experiments import hold_to_program
 from anysigma.compose.signatures import near
 from anysigma.compose.targets import ConfigError
 
@@ -51,6 +52,7 @@ def entry(main: Callable[[], Any], conf: str) -> None:
         main()
         return
     with one_line_errors(conf):
+        hold_to_program(conf, sys.argv[1:])
         main()
 
 

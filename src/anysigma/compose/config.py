@@ -86,7 +86,8 @@ def register(conf: Path = CONF) -> None:
 
 
 def _when(condition: bool, then: Any, otherwise: Any) -> Any:
-    return then if condition else otherwise
+    chosen = then if condition else otherwise
+    return OmegaConf.create(chosen) if isinstance(chosen, list) else chosen  # a bare list breaks --cfg job --resolve
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
