@@ -9,13 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from anysigma.data.digits import Digits
+from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.samplers.dpmpp import DPMSolverPP
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.sigma import Eta, SigmaHat
 from anysigma.diffusion.samplers.tau import Quadratic, Trailing, Uniform
+from anysigma.diffusion.schedules.linear import Linear
 from anysigma.metrics.anchors import Anchor
+from anysigma.metrics.features import ClassifierFeatures
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.results import Result, Row
+from anysigma.studies.base import Model
 from anysigma.studies.table import (
     PAPER,
     Grid,
@@ -241,3 +246,20 @@ def test_a_study_that_a_sampler_cannot_serve_ends_in_one_line(trained):
     done = subprocess.run([sys.executable, ROOT / "evaluate.py", *words], cwd=trained, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip() == "error: DDIM's step encodes, and DPMSolverPP has no encoder; use sampler=ddim"
+
+
+@pytest.mark.parametrize("sets", [1, 3])
+def test_every_cell_begins_with_the_same_noise_and_every_set_with_its_own(tmp_path, sets):
+    """In one step no rule adds noise: from the same x_T all samplers make the same images, and no set is another's."""
+    source = Digits()
+    data = SimpleNamespace(train=source.train, held_out=source.held_out, hash="h", source=source, shape=(1, 8, 8))
+    denoiser = Denoiser.of(lambda x_t, t: 0.9 * x_t, Linear())
+    study = table(steps=[1], samplers={**ROWS, "ddpm_large": replace(ROWS["ddpm"], sigma=Eta(0.5))}, sets=sets, n=40)
+    model = Model(denoiser, (1, 8, 8), {"step": 0})
+    result = study.run(model, ROWS["ddim"], data, ClassifierFeatures("digits", (1, 8, 8)), tmp_path)
+    found = [row for row in result.rows if row.metric == "fd_digits"]
+    assert len(found) == 3 and all(row.sets == found[0].sets for row in found)
+    assert len(set(found[0].sets)) == sets == len(found[0].sets)
+    assert sum(row.key for row in result.rows) == 1
+    if sets == 1:
+        assert "No comparison" in result.tables[1].note and "*" not in str(result.tables[1].rows)

@@ -54,13 +54,16 @@ class Consistency(Study):
         result = Result("consistency", TITLE, ABOUT, card=card)
         if not is_first():
             return result
-        found = {}
+        found, kept = {}, {}
         for (name, one), label in zip(every.items(), known, strict=True):
             made = {S: self._images(model, at_S(one, S)) for S in Ss[name]}
-            found[label] = distances(made)
+            apart = differences(made)
+            found[label] = {at: mean_and_error(values) for at, values in apart.items()}
+            kept |= {f"{name}_{at}": values.numpy() for at, values in apart.items()}
             self._show(result, name, label, made)
             result.rows += figures(found[label], {S: describe(at_S(one, S), T) for S in made}, self.n)
         report(result, found)
+        result.arrays["consistency"] = kept
         return result
 
     def _images(self, model: Model, sampler: Sampler) -> Tensor:
@@ -74,11 +77,11 @@ class Consistency(Study):
         )
 
 
-def distances(made: dict[int, Tensor]) -> Distances:
-    """At every S but the largest, and for "unrelated" images (each and the next): mean and standard error."""
+def differences(made: dict[int, Tensor]) -> dict[int | str, Tensor]:
+    """Of every image, at every S but the largest, and for "unrelated" images (each and the next): `[n]`."""
     *fewer, most = made
-    found = {S: mean_and_error(rmse(made[S], made[most])) for S in fewer}
-    return {**found, "unrelated": mean_and_error(rmse(made[most], made[most].roll(1, 0)))}
+    found = {S: rmse(made[S], made[most]) for S in fewer}
+    return {**found, "unrelated": rmse(made[most], made[most].roll(1, 0))}
 
 
 def rmse(one: Tensor, other: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Generated images: made once, as shards that a cut evaluation and several processes share; unrounded; on their way."""
 
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 from anysigma.data.images import to_uint8
 from anysigma.diffusion.noise import ImageNoise
 from anysigma.diffusion.samplers.base import Sampler, describe, generate
-from anysigma.machine.distributed import gathered, my_share, rank_and_world
+from anysigma.machine.distributed import gathered, is_first, my_share, rank_and_world
 from anysigma.machine.progress import progress
 from anysigma.metrics.card import card_id
 from anysigma.studies.base import Model
@@ -24,12 +25,16 @@ def generated(
     """Images 0..n-1 as uint8 `[n, C, H, W]` on the CPU, on every rank, each rank making its share.
 
     Block b lies as `folder`/shards/<setting>/<b>.npy, written aside and renamed: what was made is not made again. The
-    setting is the card of model and sampler, with seed and block, so another model's shards are never taken.
+    setting is the card of model and sampler, with seed and block, so another model's shards are never taken; it lies
+    beside them as setting.json.
     """
     kind, facts = type(sampler), describe(sampler, model.denoiser.process.T)
     of = {"module": kind.__module__, **facts}  # two packages may have a class of one name
     setting = {"model": model.card, "sampler": of, "seed": seed, "block": block}
     shards = folder / "shards" / card_id(setting)
+    if is_first():
+        shards.mkdir(parents=True, exist_ok=True)
+        (shards / "setting.json").write_text(json.dumps(setting, indent=1, default=str))
     blocks = sorted({k // block for k in my_share(range(n), block)})
     made = _blocks(model, sampler, blocks, seed, block, shards)
     pieces = list(progress(made, len(blocks), what))

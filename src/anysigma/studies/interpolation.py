@@ -58,6 +58,7 @@ class Interpolation(Study):
         result.pictures["interpolation"] = grid(images, columns=self.columns)
         result.captions["interpolation"] = "The images at both ends of a row, and those of the noises between theirs."
         report(result, images.unflatten(0, (self.rows, self.columns)))
+        result.arrays["interpolation"] = {"images": images.unflatten(0, (self.rows, self.columns)).numpy()}
         return result
 
     @torch.inference_mode()
