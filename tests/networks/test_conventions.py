@@ -70,7 +70,7 @@ def test_epsilon_is_that_of_the_norm():
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("H, W", [(8, 8), (6, 10), (2, 4)])
+@pytest.mark.parametrize("H, W", [(8, 8), (6, 10), (2, 4), (5, 7)])
 def test_asymmetric_pads_right_and_below_alone(H, W):
     layer, x = Asymmetric(3).double(), randn(2, 3, H, W)
     padded = x.new_zeros(2, 3, H + 1, W + 1)
@@ -118,6 +118,11 @@ def test_heads_attend_by_themselves():
 def test_every_attention_has_the_heads_that_were_asked_for():
     heads = [part.head_dim for part in network(head_dim=8).modules() if isinstance(part, Attention)]
     assert heads == [8] * 4  # down, in the middle, up twice
+
+
+@pytest.mark.parametrize("head_dim", [1, 16])
+def test_a_head_may_have_one_channel_or_all(head_dim):
+    assert attention(16, head_dim).head_dim == head_dim
 
 
 @pytest.mark.parametrize("freq_shift", [0, 1])
