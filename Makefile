@@ -1,8 +1,9 @@
 # make train [ARGS="model=unet sampler=ddim schedule=linear"] | make evaluate ARGS="checkpoint=<run>" | make test | make test-all
+# make mutants [ARGS="--n 300 --seed 0"]   how many small changes to the source the tests notice
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
-.PHONY: train evaluate test test-all lint clean
+.PHONY: train evaluate test test-all mutants lint clean
 
 train: $(READY)
 	$(BIN)/python train.py $(ARGS)
@@ -15,6 +16,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+mutants: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]'
+	nice $(BIN)/python mutation/sample.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -40,6 +40,7 @@ def by_hand(q, denoiser, tau, x):
         yield x
 
 
+@pytest.mark.equation("solver")
 @pytest.mark.parametrize("tau", [[1000, 900, 500, 120, 7, 1], [1000, 999], [1000]], ids=str)
 def test_it_is_algorithm_2_of_the_paper(process, tau):
     denoiser, x_T = mixture(process, MEANS, VARIANCE), randn(5, 1)

@@ -43,6 +43,7 @@ def down(alpha: list[float], tau: list[int], x: float) -> float:
     return x
 
 
+@pytest.mark.equation("encoding")
 @pytest.mark.parametrize("tau", TAUS, ids=str)
 @pytest.mark.parametrize("parameterization", [Eps(), X0(), V()], ids=["eps", "x0", "v"])
 @pytest.mark.filterwarnings("ignore:sampling starts at")

@@ -81,6 +81,7 @@ class SameMind(nn.Module):
         return self.parameterization.target(self.process, self.process.x_0(x_t, t, eps), t, eps)
 
 
+@pytest.mark.equation("objective")
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Linear(10)], ids=["linear", "cosine", "short"])
 def test_every_parameterization_has_the_same_loss(schedule, rule):
     q, (gamma, by_hand) = GaussianProcess(schedule), rule

@@ -28,6 +28,7 @@ def random_steps(T: int, n: int) -> list[tuple[int, int, float]]:
     return [(1, 0, 1.0), (1, 1, 1.0), (T, T, 0.5), (T, 0, 1.0), (T, 1, 1.0), (T, T - 1, 0.0), *draws]
 
 
+@pytest.mark.equation("kernel", "marginal")
 @pytest.mark.parametrize("kind", [Linear, Cosine])
 @pytest.mark.parametrize("T", [10, 1000])
 def test_the_markov_chain_composes_to_the_marginal(kind, T):
@@ -53,6 +54,7 @@ def test_at_0_there_is_no_noise(process):
     assert torch.equal(process.q_sample(x_0, 0, randn(3, 2, seed=1)), x_0)
 
 
+@pytest.mark.equation("predicted")
 @pytest.mark.parametrize("t", [1, 2, 500, 999, 1000])
 def test_x_0_and_eps_are_the_same_equation_solved_twice(process, t):
     x_0, eps = randn(4, 3, seed=t), randn(4, 3, seed=t + 1)
@@ -61,6 +63,7 @@ def test_x_0_and_eps_are_the_same_equation_solved_twice(process, t):
     torch.testing.assert_close(process.eps(x_t, t, x_0), eps, rtol=0, atol=1e-12)
 
 
+@pytest.mark.equation("lemma")
 @pytest.mark.parametrize("schedule", [Linear(1000), Cosine(1000), Linear(10)], ids=["linear", "cosine", "short"])
 def test_every_eta_keeps_the_marginals(schedule):
     # x_t ~ q(x_t | x_0) must give x_s ~ q(x_s | x_0): A + B√α_t = √α_s and B²(1-α_t) + σ² = 1-α_s.

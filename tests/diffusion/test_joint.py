@@ -24,6 +24,7 @@ def q(request):
     return GaussianProcess(SCHEDULES[request.param])
 
 
+@pytest.mark.equation("joint", "lemma")
 @pytest.mark.parametrize("eta", [0.0, 0.2, 0.5, 1.0])
 def test_every_x_t_follows_its_marginal(q, eta):
     found = coefficients(q, Eta(eta))

@@ -40,6 +40,7 @@ def sampler(tau, eta: float = 0.0, clip: bool = False) -> Generalized:
 # --- the exact denoiser itself -------------------------------------------------------------------------------------
 
 
+@pytest.mark.equation("optimum")
 @pytest.mark.parametrize("t", [1, 500, 1000])
 def test_the_exact_denoiser_is_the_score(process, t):
     # ε* = -√(1-α_t) ∇ log p_t(x_t), Tweedie; p_t is written out here, the denoiser never forms it.
@@ -66,6 +67,7 @@ def test_a_prediction_is_a_pair_tied_by_x_t(process, t):
 # --- point mass ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.equation("ddim")
 def test_ddim_walks_the_straight_line_to_a_point(process, tau):
     x, x_T = randn(1, 2, 2, seed=1), randn(3, 1, 2, 2)
     steps = list(sampler(tau).trajectory(point_mass(process, x), x_T, no_noise))
@@ -123,6 +125,7 @@ def recursion(process: GaussianProcess, tau: list[int], eta: float, m: float, v:
     return found
 
 
+@pytest.mark.equation("step")
 @pytest.mark.parametrize("eta", ETAS)
 def test_gaussian_data_follow_their_recursion(process, tau, eta):
     m, v = 0.7, 0.3

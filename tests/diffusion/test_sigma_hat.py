@@ -56,6 +56,7 @@ def test_gaussian_data_follow_their_recursion(process, tau):
         assert reached == s and moments == pytest.approx([mean, variance], abs=1e-10), s
 
 
+@pytest.mark.equation("sigma-hat")
 @pytest.mark.parametrize("t, s", [(1000, 999), (1000, 500), (500, 20), (20, 3), (2, 1)])
 def test_one_step_from_the_true_marginal_has_exactly_the_excess(process, t, s):
     # With x_0 known and x_t ~ q(x_t | x_0), η = 1 gives variance 1-α_s; σ̂ gives σ̂² - σ² more and the same mean.

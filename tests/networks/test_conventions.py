@@ -1,4 +1,4 @@
-"""Each convention of the U-Net pinned, by an identity where there is one and by numbers of a seeded network."""
+"""Each convention of the U-Net by the identity that says what it is; what the whole then answers, test_pinned.py keeps."""
 
 import math
 
@@ -28,30 +28,6 @@ def network(seed: int = 0, **options) -> UNet:
 def answer(model: nn.Module, t: torch.Tensor = T, x: torch.Tensor | None = None) -> torch.Tensor:
     with torch.no_grad():
         return model(0.1 * randn(len(t), *SHAPE) if x is None else x, t)
-
-
-GOLDEN = {
-    "as it is": ({}, [0.142905, 0.327604, 0.104866, 0.397040]),
-    "groups": ({"groups": 8}, [0.064162, 0.364356, 0.061196, 0.296711]),
-    "norm_eps": ({"norm_eps": 0.01}, [0.143236, 0.334412, 0.108431, 0.405045]),
-    "downsample": ({"downsample": "asymmetric"}, [0.066917, 0.433933, 0.064254, 0.492601]),
-    "head_dim": ({"head_dim": 4}, [0.142767, 0.327417, 0.104955, 0.396975]),
-    "freq_shift": ({"freq_shift": 0}, [0.142905, 0.327604, 0.140570, 0.346454]),
-    "flip_sin_to_cos": ({"flip_sin_to_cos": True}, [0.129626, 0.325839, 0.121437, 0.398708]),
-    "first_t": ({"first_t": 1}, [0.171007, 0.315005, 0.081496, 0.421566]),
-}
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_the_output_of_each_option_is_pinned(name):
-    options, expected = GOLDEN[name]
-    found = answer(network(**options)).flatten()[[0, 63, 64, 127]].tolist()
-    assert found == pytest.approx(expected, rel=1e-4)
-
-
-def test_the_pinned_options_differ_from_each_other():
-    first = [answer(network(**options))[1, 0, 0, 0].item() for options, _ in GOLDEN.values()]
-    assert len({round(one, 5) for one in first}) == len(GOLDEN)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +70,7 @@ def test_epsilon_is_that_of_the_norm():
         torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("H, W", [(8, 8), (6, 10), (2, 4)])
+@pytest.mark.parametrize("H, W", [(8, 8), (6, 10), (2, 4), (5, 7)])
 def test_asymmetric_pads_right_and_below_alone(H, W):
     layer, x = Asymmetric(3).double(), randn(2, 3, H, W)
     padded = x.new_zeros(2, 3, H + 1, W + 1)
@@ -142,6 +118,11 @@ def test_heads_attend_by_themselves():
 def test_every_attention_has_the_heads_that_were_asked_for():
     heads = [part.head_dim for part in network(head_dim=8).modules() if isinstance(part, Attention)]
     assert heads == [8] * 4  # down, in the middle, up twice
+
+
+@pytest.mark.parametrize("head_dim", [1, 16])
+def test_a_head_may_have_one_channel_or_all(head_dim):
+    assert attention(16, head_dim).head_dim == head_dim
 
 
 @pytest.mark.parametrize("freq_shift", [0, 1])

@@ -9,6 +9,7 @@ from conftest import randn, randomized
 from torch import nn
 
 from anysigma.networks.layers import Attention, Layers, TimeEmbedding, groups_for, timestep_embedding
+from anysigma.networks.mlp import MLP
 from anysigma.networks.unet import UNet, halvings
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -111,6 +112,23 @@ def test_embeddings_are_the_sinusoids(dim):
     torch.testing.assert_close(timestep_embedding(t, dim).double(), expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("dim", [-2, 0, 2, 3, 5, 9])
+def test_an_embedding_too_narrow_or_odd_is_refused(dim):
+    with pytest.raises(ValueError, match=f"even width of at least 4, got {dim}"):
+        timestep_embedding(torch.tensor([1]), dim)
+
+
+def test_the_narrowest_embedding_and_its_device():
+    assert timestep_embedding(torch.tensor([0, 7]), 4).shape == (2, 4)
+    assert timestep_embedding(torch.empty(2, dtype=torch.long, device="meta"), 8).device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_perceptron_takes_what_it_is_given_in_its_own_dtype(dtype):
+    x = randn(2, 1, 2, 1, dtype=torch.float32)
+    assert MLP((1, 2, 1), width=8).to(dtype)(x, torch.tensor([1, 2])).dtype == dtype
+
+
 def seen_by_mlp(model: nn.Module, run) -> torch.Tensor:
     """The sinusoids that enter the perceptron."""
     seen = []
@@ -167,6 +185,10 @@ def test_groups_suit_the_channels(channels):
     groups = groups_for(channels)
     assert channels % groups == 0 and groups <= 32 and (4 * groups <= channels or groups == 1)
     assert channels < 128 or groups == 32
+
+
+def test_there_are_never_more_than_32_groups():
+    assert groups_for(132) == 22 and groups_for(1024) == 32  # 33 divides 132, in groups of 4
 
 
 def test_evaluation_is_deterministic_and_training_drops():
