@@ -14,6 +14,7 @@ from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.sigma import Eta
 from anysigma.diffusion.samplers.tau import Uniform
 from anysigma.diffusion.schedules.linear import Linear
+from anysigma.metrics.anchors import HELD_OUT
 from anysigma.metrics.features import ClassifierFeatures
 from anysigma.report.results import Result
 from anysigma.studies import memorisation
@@ -96,11 +97,11 @@ def test_held_out_images_lie_beyond_either_end_about_as_often_as_is_said(digits,
         _, found = compared(digits.held_out[first], data, features)
         for space in ("pixels", "features"):
             for metric in ("too_near", "too_far"):
-                row, anchor = found[metric, space], found[metric, space].anchors["held-out images"]
+                row, anchor = found[metric, space], found[metric, space].anchors[HELD_OUT]
                 assert anchor.value == pytest.approx(2 / 181) and abs(row.value - anchor.value) < 3.5 * anchor.sd
             assert found["copies", space].value == 0
             median = found["nearest_median", space]
-            assert median.value == pytest.approx(median.anchors["held-out images"].value, rel=0.15)
+            assert median.value == pytest.approx(median.anchors[HELD_OUT].value, rel=0.15)
 
 
 @pytest.mark.parametrize(("n", "m"), [(360, 360), (64, 100), (200, 30)])

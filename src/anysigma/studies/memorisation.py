@@ -13,11 +13,12 @@ from anysigma.data.images import from_uint8
 from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.machine.distributed import is_first
 from anysigma.machine.progress import progress
-from anysigma.metrics.fidelity import Features
+from anysigma.metrics.anchors import HELD_OUT, Anchor
+from anysigma.metrics.fidelity import Features, own
 from anysigma.metrics.statistics import wilson
 from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.report.pictures import grid
-from anysigma.report.results import Anchor, Result, Row, Table
+from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model, Study
 from anysigma.studies.generated import generated
 
@@ -132,11 +133,6 @@ def shifted(images: Tensor, down: int, right: int) -> Tensor:
     return images[..., rows, :][..., columns]
 
 
-def own(found: Tensor, features: Features) -> Tensor:
-    """Features without the logits that may follow them."""
-    return found[:, : features.num_features]
-
-
 def pixels(images: Tensor) -> Tensor:
     """uint8 images as vectors whose Euclidean distance is the root mean squared difference on [-1, 1]; `[N, d]`."""
     return from_uint8(images).flatten(1) / images[0].numel() ** 0.5
@@ -215,16 +211,15 @@ def rows(made: Tensor, real: Tensor, tails: Tails, params: dict[str, Any]) -> li
     """The figures of one space: distances beside the held-out images', shares beside what is expected of these."""
     n, found = len(made), []
     for metric, q in (("nearest_median", 0.5), ("nearest_q05", 0.05)):
-        anchors = {"held-out images": Anchor(real.quantile(q).item())}
+        anchors = {HELD_OUT: Anchor(real.quantile(q).item())}
         found.append(Row(metric, made.quantile(q).item(), None, n, params, anchors=anchors))
-    anchors = {"held-out images": Anchor(tails.expected, tails.sd)}
-    copies = (made < COPY).double().mean().item()
-    for metric, value, beside in (
-        ("too_near", tails.near, anchors),
-        ("too_far", tails.far, anchors),
+    expected, copies = {HELD_OUT: Anchor(tails.expected, tails.sd)}, (made < COPY).double().mean().item()
+    for metric, value, anchors in (
+        ("too_near", tails.near, expected),
+        ("too_far", tails.far, expected),
         ("copies", copies, {}),
     ):
-        found.append(Row(metric, value, None, n, params, -1, interval=wilson(value, n), anchors=beside))
+        found.append(Row(metric, value, None, n, params, -1, interval=wilson(value, n), anchors=anchors))
     return found
 
 
