@@ -6,11 +6,12 @@ import torch
 from conftest import randn
 from torch import nn
 
+from anysigma.diffusion.bound import Bound
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.objective import P2, VMSE, Elbo, ElboBeta, LGamma, MinSNR, Simple, Stratified, Uniform
-from anysigma.diffusion.parameterizations import X0, Eps, V
-from anysigma.diffusion.samplers.sigma import Eta
+from anysigma.diffusion.parameterizations import X0, Eps, Prediction, V
+from anysigma.diffusion.samplers.sigma import Eta, SigmaHat
 from anysigma.diffusion.schedules.cosine import Cosine
 from anysigma.diffusion.schedules.linear import Linear
 from anysigma.diffusion.schedules.zero_terminal_snr import ZeroTerminalSNR
@@ -40,6 +41,12 @@ def elbo_in_numpy(q, eta):
     return (np.sqrt(before * (1 - now) / now) - np.sqrt(np.maximum(1 - before - inside, 0))) ** 2 / (2 * divisor)
 
 
+def elbo_beta_in_numpy(q):
+    now, _, beta, tilde = table(q)
+    variance = np.concatenate([tilde[:1], beta[1:]])  # of p_θ: the official code's for "fixedlarge"
+    return beta**2 / (2 * variance * (1 - beta) * (1 - now))
+
+
 # Rule and γ_t for t = 1..T, in eps-space, written a second time.
 RULES = {
     "simple": (Simple(), lambda q: np.ones(q.T)),
@@ -50,7 +57,7 @@ RULES = {
     "p2 of two": (P2(0.5, 2.0), lambda q: (0.5 + table(q)[0] / (1 - table(q)[0])) ** -2.0),
     "elbo": (Elbo(), lambda q: elbo_in_numpy(q, 1.0)),
     "elbo 0.2": (Elbo(0.2), lambda q: elbo_in_numpy(q, 0.2)),
-    "elbo_beta": (ElboBeta(), lambda q: table(q)[2] ** 2 / (2 * table(q)[2] * (1 - table(q)[2]) * (1 - table(q)[0]))),
+    "elbo_beta": (ElboBeta(), elbo_beta_in_numpy),
 }
 
 
@@ -123,12 +130,12 @@ def test_elbo_is_the_kl_between_the_two_gaussians_of_a_step(process, eta):
         assert (gamma * (guess - eps).square().sum()).item() == pytest.approx(kl.item(), rel=1e-8), t
 
 
-@pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_the_first_step_is_a_likelihood_of_the_variance_of_the_second(process, eta):
+@pytest.mark.parametrize("rule", [Elbo(0.3), Elbo(1.0), ElboBeta()])
+def test_the_first_step_is_a_likelihood_of_the_variance_of_the_second(process, rule):
     x_0, eps, guess = randn(1, 6), randn(1, 6, seed=1), randn(1, 6, seed=2)
     f = process.x_0(process.q_sample(x_0, 1, eps), 1, guess)
     tilde = Eta(1.0)(process, 2, 1)[0] ** 2
-    gamma = Elbo(eta).weight(process, torch.tensor([1]), Eps())
+    gamma = rule.weight(process, torch.tensor([1]), Eps())
     expected = ((x_0 - f).square().sum() / (2 * tilde)).item()
     assert (gamma * (guess - eps).square().sum()).item() == pytest.approx(expected, rel=1e-10)
 
@@ -146,15 +153,43 @@ def test_elbo_beta_is_elbo_times_the_ratio_of_the_variances(process):
     np.testing.assert_allclose(ratio.numpy(), (tilde / beta)[1:], rtol=1e-9)
 
 
+CHAINS = [(Linear(10), "eps"), (Cosine(50), "x0"), (Cosine(50), "eps"), (ZeroTerminalSNR(Linear(30)), "v")]
+
+
+@pytest.mark.parametrize(("schedule", "name"), CHAINS, ids=["linear", "cosine x0", "cosine", "zero"])
+@pytest.mark.parametrize(("gamma", "rule"), [(Elbo(), Eta(1.0)), (Elbo(0.3), Eta(0.3)), (ElboBeta(), SigmaHat())], ids=named)
+def test_every_term_of_the_bound_that_a_network_moves_is_the_objectives(schedule, name, gamma, rule):
+    """t = 1..T: KL(q_σ ‖ p_θ), and -log p_θ(x_0 | x_1), less what each is where the network errs nowhere."""
+    q = GaussianProcess(schedule)
+    bound, denoiser = Bound(q, rule), Denoiser(Wrong(), q, PARAMETERIZATIONS[name])
+    for t in range(1, q.T + 1):
+        x_0, eps, ts = randn(3, 6, seed=t), randn(3, 6, seed=t + 1), torch.full((3,), t)
+        x_t = q.q_sample(x_0, ts, eps)
+
+        def term(prediction, t=t, ts=ts, x_0=x_0, eps=eps, x_t=x_t):
+            return bound.log_ratio(x_0, x_t, x_0, prediction, 1) if t == 1 else bound.step(x_0, eps, prediction, ts)
+
+        found = term(denoiser(x_t, ts)) - term(Prediction(eps, x_0))
+        torch.testing.assert_close(found, 6 * LGamma(gamma)(denoiser, x_0, ts, eps), rtol=1e-7, atol=1e-9)
+
+
+class Wrong(nn.Module):
+    """An output that is nowhere near any target."""
+
+    def forward(self, x_t, t):
+        return 3 + torch.sin(3 * x_t)
+
+
 @pytest.mark.parametrize("eta", [0.0, -0.1, 1.1, float("nan")])
 def test_elbo_refuses_an_eta_without_a_density(eta):
     with pytest.raises(ValueError, match="eta="):
         Elbo(eta)
 
 
-def test_elbo_refuses_a_process_of_one_step():
+@pytest.mark.parametrize("gamma", [Elbo(), ElboBeta()], ids=named)
+def test_the_bound_refuses_a_process_of_one_step(gamma):
     with pytest.raises(ValueError, match="T=1"):
-        Elbo().weight(GaussianProcess(Linear(1)), torch.tensor([1]), Eps())
+        gamma.weight(GaussianProcess(Linear(1)), torch.tensor([1]), Eps())
 
 
 @pytest.mark.parametrize("build", [lambda: MinSNR(0.0), lambda: P2(0.0, 1.0), lambda: P2(1.0, -1.0)])

@@ -166,7 +166,7 @@ def test_what_has_no_bound_is_refused():
 
 # The study.
 
-DEFAULT = {"n": None, "steps": None, "eta": 1.0, "variance": "sigma", "clip": False, "seed": 0, "block": 64}
+DEFAULT = {"n": None, "steps": None, "eta": 1.0, "variance": "sigma", "seed": 0, "block": 64}
 
 
 def study(**changes):
@@ -186,8 +186,8 @@ def model_of(q, spread=0.3, parameterization=None, shape=(1, 2, 2)):
     return Model(gaussian(q, torch.zeros(shape), spread**2, parameterization), shape, {"step": 1})
 
 
-def values(result):
-    return {row.metric: (row.value, row.error) for row in result.rows}
+def values(result, clip=False):
+    return {row.metric: (row.value, row.error) for row in result.rows if row.params.get("clip", clip) is clip}
 
 
 def perfect(q, v, rule):
@@ -214,7 +214,7 @@ def test_a_perfect_model_costs_what_it_must_and_more_than_the_entropy():
     for variance, eta in (("beta", 1.0), ("sigma", 1.0), ("sigma", 0.5)):
         one = study(variance=variance, eta=eta)
         terms = values(one.run(model_of(q), None, data, None, None))
-        value, error = terms["bits/dim"]
+        value, error = terms["bits_per_dim"]
         assert terms["L_T"][0] + terms["L_1 to L_{T-1}"][0] + terms["L_0"][0] == pytest.approx(value, abs=1e-12)
         found[variance, eta] = perfect(q, 0.09, one.rule)
         assert value == pytest.approx(found[variance, eta], abs=4 * error) and error < 0.15
@@ -250,14 +250,15 @@ def test_an_image_costs_the_same_beside_any_neighbours():
 def test_rate_ends_at_all_steps_and_distortion_is_on_0_to_255():
     q, images = GaussianProcess(Linear(40)), pixels(400)
     result = study(n=400).run(model_of(q), None, data_of(images), None, None)
-    (curve,), found = result.plots["rate_distortion"].curves, values(result)
-    assert curve.x[-1] == pytest.approx(found["L_T"][0])  # at t = T
-    assert curve.x[0] == pytest.approx(found["L_T"][0] + found["L_1 to L_{T-1}"][0])  # at t = 1
+    for clip, i in ((True, 0), (False, 1)):
+        curve, found = result.plots["rate_distortion"].curves[i], values(result, clip)
+        assert curve.x[-1] == pytest.approx(found["L_T"][0])  # at t = T
+        assert curve.x[0] == pytest.approx(found["L_T"][0] + found["L_1 to L_{T-1}"][0])  # at t = 1
+        terms = result.plots["likelihood_terms"].curves[i]
+        assert terms.x == list(range(1, 41)) and sum(terms.y[1:]) == pytest.approx(found["L_1 to L_{T-1}"][0])
     a = q.alpha(20).item()
     expected = 127.5 * math.sqrt(0.09 * (1 - a) / (a * 0.09 + 1 - a))
     assert curve.y[19] == pytest.approx(expected, rel=0.05)
-    (terms,) = result.plots["likelihood_terms"].curves
-    assert terms.x == list(range(1, 41)) and sum(terms.y[1:]) == pytest.approx(found["L_1 to L_{T-1}"][0])
 
 
 def test_what_is_left_at_T_is_counted_in_bits():
@@ -265,15 +266,64 @@ def test_what_is_left_at_T_is_counted_in_bits():
     found, a = values(study().run(model_of(q), None, data_of(images), None, None)), q.alpha(20).item()
     expected = (a * from_uint8(images).square().mean().item() - a - math.log(1 - a)) / 2 / math.log(2)
     assert found["L_T"][0] == pytest.approx(expected, rel=1e-5) and expected > 0.05
-    assert found["bits/dim"][0] == pytest.approx(sum(found[term][0] for term in ("L_T", "L_1 to L_{T-1}", "L_0")))
+    assert found["bits_per_dim"][0] == pytest.approx(sum(found[term][0] for term in ("L_T", "L_1 to L_{T-1}", "L_0")))
 
 
 def test_clip_reaches_every_term():
     """A network that says x_0 = 5 is held to 1, an image that is white: no error is left, and each step is free."""
     q, white = GaussianProcess(Linear(10)), torch.full((6, 1, 2, 2), 255, dtype=torch.uint8)
     model = Model(Denoiser(Constant(5.0), q, X0()), (1, 2, 2), {})
-    clipped, free = (values(study(clip=clip).run(model, None, data_of(white), None, None)) for clip in (True, False))
-    assert clipped["L_1 to L_{T-1}"][0] < 1e-6 and free["L_1 to L_{T-1}"][0] > 10
+    result = study().run(model, None, data_of(white), None, None)
+    held, free = values(result, True), values(result)
+    assert held["L_1 to L_{T-1}"][0] < 1e-6 and free["L_1 to L_{T-1}"][0] > 10
+    assert (
+        free["L_0"][0] < 1e-6 and held["L_0"][0] > 0.1
+    )  # white's bin is open: a mean of 5 lies in it, one of 1 at its edge
+
+
+class Counted(nn.Module):
+    """A network, and how many images it was asked for."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.asked = network, 0
+
+    def forward(self, x_t, t):
+        self.asked += len(x_t)
+        return self.network(x_t, t)
+
+
+def test_both_bounds_come_from_one_call_of_the_network_and_differ_only_where_it_leaves_the_range():
+    q = GaussianProcess(Linear(10))
+    denoiser = gaussian(q, torch.zeros(1, 2, 2), 0.09)
+    counted = Counted(denoiser.network)
+    model = Model(Denoiser(counted, q, denoiser.parameterization), (1, 2, 2), {})
+    result = study(steps=4).run(model, None, data_of(pixels(30)), None, None)
+    assert counted.asked == 30 * 4
+    held, free = values(result, True), values(result)
+    assert all(held[metric][0] == pytest.approx(value, rel=1e-4) for metric, (value, _) in free.items())  # it stays within
+    (headline,) = [row for row in result.rows if row.key]
+    assert headline.metric == "bits_per_dim" and headline.params["clip"] is headline.card["clip"] is True
+    assert "true in the headline" in result.card["clip"]
+
+
+@pytest.mark.parametrize("steps", [None, 5])
+def test_every_figure_can_be_made_again_from_what_is_kept(steps):
+    """Per image and term: nats and t, the strata's lengths, L_T, and nothing else."""
+    q, n, d = GaussianProcess(Linear(12)), 9, 4
+    network = Denoiser(Constant(0.9), q, Eps())
+    result = study(steps=steps).run(Model(network, (1, 2, 2), {}), None, data_of(pixels(n)), None, None)
+    kept = result.arrays["likelihood"]
+    t, lengths, K = kept["t"], kept["lengths"], steps or 12
+    assert t.shape == kept["squared_error"].shape == (n, K) and lengths.sum() == 12 and (t[:, 0] == 1).all()
+    for clip, word in ((True, "clipped"), (False, "unclipped")):
+        nats = kept[f"nats_{word}"]
+        total = (kept["prior"] + (nats * lengths).sum(1)) / d / math.log(2)
+        value, error = values(result, clip)["bits_per_dim"]
+        assert value == pytest.approx(total.mean()) and error == pytest.approx(total.std(ddof=1) / n**0.5)
+    assert values(result)["bits_per_dim"][0] > values(result, True)["bits_per_dim"][0] + 0.1
+    bound = Bound(q, Eta(1.0))
+    np.testing.assert_allclose(kept["prior"], bound.prior(from_uint8(pixels(n))).numpy())
 
 
 @pytest.mark.parametrize("parameterization", [X0(), V()], ids=["x0", "v"])
@@ -286,7 +336,7 @@ def test_no_signal_at_T_is_served(parameterization):
 def test_the_card_and_the_lines_say_what_cannot_be_compared():
     q = GaussianProcess(Linear(10))
     result = study(n=5, eta=0.5).run(model_of(q), None, data_of(pixels(20), 17, pad=2), None, None)
-    card = {"eta": 0.5, "variance": "sigma", "clip": False, "n": 5, "grey_levels": 17, "padding": 2, "tau": "1..10"}
+    card = {"eta": 0.5, "variance": "sigma", "n": 5, "grey_levels": 17, "padding": 2, "tau": "1..10"}
     assert card.items() <= result.card.items() and result.card["step"] == 1
     assert "17 grey levels" in result.lines[1] and "2 pixels of padding" in result.lines[2]
     assert len(study().run(model_of(q), None, data_of(pixels(3)), None, None).lines) == 1

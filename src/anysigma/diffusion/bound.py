@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from anysigma.diffusion.gaussian import GaussianProcess
+from anysigma.diffusion.objective import first_variance
 from anysigma.diffusion.parameterizations import Prediction
 from anysigma.diffusion.samplers.sigma import SigmaRule
 
@@ -17,14 +18,12 @@ class Bound:
     """The terms of L_T + Σ_{t≥2} L_{t-1} + L_0 ≥ -log p_θ(x_0), DDPM eq. 5, for the sampler with a given σ rule.
 
     A rule gives the pair (σ of q_σ(x_s | x_t, x_0), std of p_θ(x_s | x_t)), s = t-1; where they differ (σ̂) each step
-    pays for it. At t = 1 every rule says 0, so p_θ(x_0 | x_1) has σ_1² = β̃_2. States and noise are `[B, *shape]`,
-    results float64 `[B]` on the CPU. Raises ValueError for T = 1 (no β̃_2) and where a std is 0.
+    pays for it. At t = 1 every rule says 0, so p_θ(x_0 | x_1) has σ_1² = β̃_2, under σ̂ too. States and noise are
+    `[B, *shape]`, results float64 `[B]` on the CPU. Raises ValueError for T = 1 (no β̃_2) and where a std is 0.
     """
 
     def __init__(self, process: GaussianProcess, rule: SigmaRule):
-        if process.T < 2:
-            raise ValueError(f"schedule.T={process.T}: the bound takes the variance of its last step from t = 2")
-        pairs = [(0.0, process.posterior_variance(2, 1).item() ** 0.5)]
+        pairs = [(0.0, first_variance(process) ** 0.5)]
         pairs += [rule(process, t, t - 1) for t in range(2, process.T + 1)]
         self.process, self.rule = process, rule
         self.sigma, self.std = torch.tensor([(math.nan, math.nan), *pairs], dtype=torch.float64).unbind(1)

@@ -52,7 +52,11 @@ class Denoiser(nn.Module):
 
     def clipped(self, x_t: Tensor, t: float | Tensor) -> Prediction:
         """The prediction with x_0 held in [-1, 1], and the eps that x_t = √α_t x_0 + √(1-α_t) eps then demands."""
-        x_0 = self(x_t, t).x_0.clamp(-1, 1)
+        return self.held(self(x_t, t), x_t, t)
+
+    def held(self, prediction: Prediction, x_t: Tensor, t: float | Tensor) -> Prediction:
+        """The same of a prediction that is there already."""
+        x_0 = prediction.x_0.clamp(-1, 1)
         return Prediction(self.process.eps(x_t, t, x_0), x_0)
 
 

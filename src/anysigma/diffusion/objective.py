@@ -74,11 +74,21 @@ class P2:
         return (self.k + a / (1 - a)) ** -self.gamma * parameterization.eps_scale(q, t).square()
 
 
+def first_variance(q: GaussianProcess) -> float:
+    """σ_1² := β̃_2, the variance of p_θ(x_0 | x_1), where every σ rule says 0: the official DDPM code's, for σ and σ̂ alike.
+
+    Raises ValueError for T = 1, which has no β̃_2.
+    """
+    if q.T < 2:
+        raise ValueError(f"schedule.T={q.T}: p_θ(x_0 | x_1) takes its variance from t = 2; the bound needs T ≥ 2")
+    return q.posterior_variance(2, 1).item()
+
+
 @dataclass(frozen=True)
 class Elbo:
     """γ_t = (√(α_s(1-α_t)/α_t) - √(1-α_s-σ²))²/(2σ²), s = t-1, σ = σ_t(η): KL(q_σ ‖ p_θ) of DDIM eq. 11, in nats.
 
-    At η = 1 it is DDPM eq. 12 with σ² = β̃. σ_1(η) is 0 for every η, so p_θ(x_0 | x_1) has the variance β̃_2.
+    At η = 1 it is DDPM eq. 12 with σ² = β̃. γ_1 = (1-α_1)/(2 σ_1² α_1), σ_1² = β̃_2, whatever η.
     Raises ValueError unless 0 < η ≤ 1 (σ = 0 has no KL) and, once the process is known, for T = 1 (no β̃_2).
     """
 
@@ -90,23 +100,28 @@ class Elbo:
 
     def weight(self, q: GaussianProcess, t: Tensor, parameterization: Parameterization) -> Tensor:
         """(γ_t α_t) v_scale_t²."""
-        if q.T < 2:
-            raise ValueError(f"schedule.T={q.T}: objective=elbo takes the variance of its last step from t = 2")
+        first = first_variance(q)
         a_t, a_s = q.alpha(t), q.alpha(t - 1)
         variance = self.eta**2 * q.posterior_variance(t, t - 1)
         room = (1 - a_s - variance).clamp(min=0)  # 0 at α_T = 0 and η = 1, but for rounding
         difference = (a_s * (1 - a_t)).sqrt() - (a_t * room).sqrt()
-        variance = variance.where(t > 1, q.posterior_variance(2, 1).item())
-        return difference.square() / (2 * variance) * parameterization.v_scale(q, t).square()
+        return difference.square() / (2 * variance.where(t > 1, first)) * parameterization.v_scale(q, t).square()
 
 
 class ElboBeta:
-    """γ_t = β_t²/(2 σ_t² (1-β_t)(1-α_t)) with σ_t² = β_t, DDPM eq. 12: the mean of η = 1 under the larger variance σ̂²."""
+    """γ_t = β_t²/(2 σ_t² (1-β_t)(1-α_t)) with σ_t² = β_t, DDPM eq. 12: the mean of η = 1 under the larger variance σ̂².
+
+    γ_1 = (1-α_1)/(2 σ_1² α_1), σ_1² = β̃_2, as for `Elbo` and as in the bound under σ̂.
+    Raises ValueError, once the process is known, for T = 1.
+    """
 
     def weight(self, q: GaussianProcess, t: Tensor, parameterization: Parameterization) -> Tensor:
-        """(γ_t α_t) v_scale_t²; with β_t = 1 - α_t/α_s, γ_t α_t = (α_s - α_t)/(2 (1-α_t))."""
+        """(γ_t α_t) v_scale_t²; with β_t = 1 - α_t/α_s, γ_t α_t = β_t (α_s - α_t)/(2 σ_t² (1-α_t))."""
+        first = first_variance(q)
         a_t, a_s = q.alpha(t), q.alpha(t - 1)
-        return (a_s - a_t) / (2 * (1 - a_t)) * parameterization.v_scale(q, t).square()
+        beta = 1 - a_t / a_s
+        ratio = beta / beta.where(t > 1, first)  # 1, but for t = 1
+        return ratio * (a_s - a_t) / (2 * (1 - a_t)) * parameterization.v_scale(q, t).square()
 
 
 class Draw(Protocol):

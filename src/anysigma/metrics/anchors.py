@@ -43,7 +43,8 @@ class Anchor:
     draws: int = 1
 
     def __str__(self) -> str:
-        spread = f" (one draw ± {self.sd:.2g}, {self.draws} draws)" if self.sd is not None else ""
+        draws = f", {self.draws} draws" if self.draws > 1 else ""
+        spread = f" (one draw ± {self.sd:.2g}{draws})" if self.sd is not None else ""
         return f"{self.value:.3g}{spread}"
 
     @classmethod

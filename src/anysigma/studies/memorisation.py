@@ -1,8 +1,10 @@
-"""Whether generated images are copies: their nearest training images, beside those of held-out images."""
+"""Whether generated images are copies, or like nothing: their nearest training images, beside those of held-out images."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.machine.distributed import is_first
 from anysigma.machine.progress import progress
 from anysigma.metrics.anchors import HELD_OUT, Anchor
-from anysigma.metrics.fidelity import Features
+from anysigma.metrics.fidelity import Features, own
+from anysigma.metrics.statistics import wilson
 from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.report.pictures import grid
 from anysigma.report.results import Result, Row, Table
@@ -20,10 +23,11 @@ from anysigma.studies.base import Model, Study
 from anysigma.studies.generated import generated
 
 TITLE = "Memorisation"
-ABOUT = "The nearest training images of generated ones, beside those of held-out images."
+ABOUT = "How near generated images are to training images, over shifts of a pixel and flips, beside held-out images."
 
 AT_ONCE = 20_000_000  # distances, and numbers of vectors, that are held at once: 80 MB each
-SUSPICIOUS = 0.01  # nearer than all but this share of held-out images
+TAIL = 0.01  # too near, too far: beyond about this share of the held-out images
+SHIFTED = 4  # pixels: a direction of fewer is not shifted
 COPY = 1e-6  # the same image, but for rounding
 
 Nearest = tuple[Tensor, Tensor]
@@ -33,9 +37,14 @@ Nearest = tuple[Tensor, Tensor]
 class Memorisation(Study):
     """Distances from `n` generated images to their nearest training images, in pixels and in features.
 
-    The yardstick: the same for held-out images, at least 100 and at most as many as there are, which nobody can have
-    memorised. `shown`: the nearest ones, drawn; `seed` names the noise, `block` images are computed at once; `cache`:
-    where the training images' features are kept.
+    The nearest over 18 views: shifts by up to a pixel in every direction, mirrored left to right or not. The yardstick:
+    the same for held-out images, at least 100 and at most as many as there are, which nobody can have memorised. Too
+    near (a copy) is nearer than the held-out images' 1 % quantile, too far (no image of this kind) farther than their
+    99 %. `shown`: the nearest ones, drawn; `seed` names the noise, `block` images are computed at once; `cache`: where
+    the training images' features are kept.
+
+    The cost: 36 · (n + held-out) · training images · pixels operations and 18 (n + held-out) feature vectors. n = 360
+    against 50,000 images of 3x32x32 took three minutes on one core in pixels, and 1.6 GB.
     """
 
     n: int
@@ -63,14 +72,13 @@ class Memorisation(Study):
     def compare(self, result: Result, images: Tensor, data: Any, features: Features) -> None:
         """Figures and the picture for uint8 images `[n, C, H, W]`, wherever they come from."""
         held_out = data.held_out[: max(len(images), 100)]
-        in_pixels = [nearest(pixels(some), data.train) for some in (images, held_out)]
         trained = own(cached_vectors(data.train, features, Path(self.cache) if self.cache else None), features)
-        in_features = [nearest(own(vectors(some, features), features), trained) for some in (images, held_out)]
-        found = {"pixels": in_pixels, f"{features.name} features": in_features}
-        spaces = {space: compared(made[0], real[0]) for space, (made, real) in found.items()}
-        report(result, spaces, len(images), len(held_out))
-        first = in_features[0][0].argsort()[: self.shown]
-        columns = [images[first], data.train[in_pixels[0][1][first]], data.train[in_features[0][1][first]]]
+        pixels_of = [in_pixels(some, data.train) for some in (images, held_out)]
+        features_of = [in_features(some, trained, features) for some in (images, held_out)]
+        spaces = {"pixels": pixels_of, f"{features.name} features": features_of}
+        report(result, {space: [distance for distance, _ in both] for space, both in spaces.items()})
+        first = features_of[0][0].argsort()[: self.shown]
+        columns = [images[first], data.train[pixels_of[0][1][first]], data.train[features_of[0][1][first]]]
         result.pictures["memorisation"] = grid(torch.cat(columns), columns=len(first))
         result.captions["memorisation"] = (
             f"The {len(first)} generated images that lie nearest to a training image in features, the nearest first; below"
@@ -78,9 +86,51 @@ class Memorisation(Study):
         )
 
 
-def own(found: Tensor, features: Features) -> Tensor:
-    """Features without the logits that may follow them."""
-    return found[:, : features.num_features]
+def views(shape: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
+    """(down, right, mirrored): shifts by up to one pixel of images `[…, H, W]`; directions under 4 pixels stay."""
+    down, right = ((-1, 0, 1) if size >= SHIFTED else (0,) for size in shape[-2:])
+    yield from product(down, right, (False, True))
+
+
+def in_pixels(images: Tensor, train: Tensor) -> Nearest:
+    """Root mean squared difference on [-1, 1] to the nearest training image under any view, and its number, both `[n]`.
+
+    Of a shifted pair what overlaps is compared: a copy that moved is at 0, whatever filled the border it left.
+    """
+    found = []
+    for down, right, mirrored in views(images.shape):
+        seen = images.flip(-1) if mirrored else images
+        found.append(nearest(pixels(overlap(seen, down, right)), overlap(train, -down, -right)))
+    return least(found)
+
+
+def in_features(images: Tensor, trained: Tensor, features: Features) -> Nearest:
+    """Distance to the nearest training vector of any view of the image, its border repeated where it was shifted."""
+    found = []
+    for down, right, mirrored in views(images.shape):
+        seen = shifted(images.flip(-1) if mirrored else images, down, right)
+        found.append(nearest(own(vectors(seen, features), features), trained))
+    return least(found)
+
+
+def least(found: Sequence[Nearest]) -> Nearest:
+    """The nearest of several searches, image by image."""
+    distance, index = (torch.stack(each) for each in zip(*found, strict=True))
+    best, at = distance.min(0)
+    return best, index.gather(0, at[None])[0]
+
+
+def overlap(images: Tensor, down: int, right: int) -> Tensor:
+    """What is left of `[…, H, W]` without its first `down` rows and `right` columns; negative: the last."""
+    H, W = images.shape[-2:]
+    return images[..., max(down, 0) : H + min(down, 0), max(right, 0) : W + min(right, 0)]
+
+
+def shifted(images: Tensor, down: int, right: int) -> Tensor:
+    """Moved down and to the right by so many pixels, the border repeated."""
+    H, W = images.shape[-2:]
+    rows, columns = (torch.arange(H) - down).clamp(0, H - 1), (torch.arange(W) - right).clamp(0, W - 1)
+    return images[..., rows, :][..., columns]
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -112,35 +162,68 @@ def as_rows(references: Tensor) -> Tensor:
     return pixels(references) if references.dtype == torch.uint8 else references
 
 
-def compared(made: Tensor, real: Tensor) -> dict[str, float]:
-    """Nearest distances of generated images beside those of held-out ones: quantiles, and the share that is too near."""
-    limit, n = real.quantile(SUSPICIOUS), len(made)
-    share = (made < limit).double().mean().item()
-    return {
-        "median": made.median().item(), "median_held_out": real.median().item(),
-        "q05": made.quantile(0.05).item(), "q05_held_out": real.quantile(0.05).item(),
-        "suspicious": share, "suspicious_error": (share * (1 - share) / n) ** 0.5,
-        "copies": (made < COPY).double().mean().item(),
-    }  # fmt: skip
+@dataclass(frozen=True)
+class Tails:
+    """Shares of generated images beyond the k-th nearest and the k-th farthest of m held-out ones, k about m/100.
+
+    Were the generated images drawn from the held-out images' law, the share on either side would be k/(m+1) on average,
+    for any law; `sd` is that of the beta-binomial which it then follows, both samples being drawn.
+    """
+
+    near: float
+    far: float
+    expected: float
+    sd: float
+
+    @classmethod
+    def of(cls, made: Tensor, real: Tensor) -> Self:
+        """From nearest distances, `[n]` and `[m]`."""
+        n, m, ordered = len(made), len(real), real.sort().values
+        k = max(1, round(TAIL * (m + 1)))
+        p = k / (m + 1)
+        near, far = (beyond.double().mean().item() for beyond in (made < ordered[k - 1], made > ordered[m - k]))
+        return cls(near, far, p, (p * (1 - p) / n * (n + m + 1) / (m + 2)) ** 0.5)
 
 
-def report(result: Result, spaces: dict[str, dict[str, float]], n: int, held_out: int) -> None:
-    """Rows, a table and a line for each space."""
-    columns = ["space", "median", "held-out", "5 % quantile", "held-out", "nearer than the held-out's 1 %", "copies"]
-    rows = []
-    for space, found in spaces.items():
-        for metric, value, error, better, floor in (
-            ("nearest_median", found["median"], None, 0, found["median_held_out"]),
-            ("nearest_q05", found["q05"], None, 0, found["q05_held_out"]),
-            ("suspiciously_near", found["suspicious"], found["suspicious_error"], -1, SUSPICIOUS),
-            ("copies", found["copies"], None, -1, None),
-        ):
-            beside = {HELD_OUT: Anchor(floor)} if floor is not None else {}
-            params = {"space": space, "held_out": held_out}
-            result.rows.append(Row(metric, value, error, n, params, better, anchors=beside))
-        names = ("median", "median_held_out", "q05", "q05_held_out")
-        near = f"{100 * found['suspicious']:.1f} % ± {100 * found['suspicious_error']:.1f}"
-        rows.append([space, *(f"{found[name]:.3f}" for name in names), near, f"{100 * found['copies']:.1f} %"])
-        result.lines.append(f"{space}: {near} of the images suspiciously near to a training image (1 % if none is copied)")
-    note = f"Distance to the nearest training image, of {n} generated and {held_out} held-out images."
-    result.tables.append(Table("Nearest training images", columns, rows, note))
+def report(result: Result, spaces: dict[str, list[Tensor]]) -> None:
+    """Rows, a table, a line and what they are made of, for each space, from nearest distances of generated and held-out."""
+    body, kept = [], {}
+    for space, (made, real) in spaces.items():
+        tails = Tails.of(made, real)
+        result.rows += rows(made, real, tails, {"space": space, "held_out": len(real)})
+        near, far = (share(one, len(made)) for one in (tails.near, tails.far))
+        expected = f"{100 * tails.expected:.1f} % ± {100 * tails.sd:.1f}"
+        quantiles = [f"{some.quantile(q).item():.3f}" for q in (0.5, 0.05) for some in (made, real)]
+        body.append([space, *quantiles, near, far, expected])
+        result.lines.append(f"{space}: {near} too near to a training image, {far} too far; held-out images: {expected}")
+        kept |= {f"{space.split()[-1]}_{side}": some.numpy() for side, some in (("made", made), ("held_out", real))}
+    result.arrays["memorisation"] = kept
+    columns = ["space", "median", "held-out", "5 % quantile", "held-out", "too near", "too far", "expected of either"]
+    note = (
+        f"Distance to the nearest training image of {len(made)} generated and {len(real)} held-out images, over shifts of a"
+        f" pixel and flips. Too near, too far: beyond about 1 % of the held-out images, with a 95 % interval (Wilson);"
+        f" expected: of as many images that nobody memorised, ± the sd of such a draw."
+    )
+    result.tables.append(Table("Nearest training images", columns, body, note))
+
+
+def rows(made: Tensor, real: Tensor, tails: Tails, params: dict[str, Any]) -> list[Row]:
+    """The figures of one space: distances beside the held-out images', shares beside what is expected of these."""
+    n, found = len(made), []
+    for metric, q in (("nearest_median", 0.5), ("nearest_q05", 0.05)):
+        anchors = {HELD_OUT: Anchor(real.quantile(q).item())}
+        found.append(Row(metric, made.quantile(q).item(), None, n, params, anchors=anchors))
+    expected, copies = {HELD_OUT: Anchor(tails.expected, tails.sd)}, (made < COPY).double().mean().item()
+    for metric, value, anchors in (
+        ("too_near", tails.near, expected),
+        ("too_far", tails.far, expected),
+        ("copies", copies, {}),
+    ):
+        found.append(Row(metric, value, None, n, params, -1, interval=wilson(value, n), anchors=anchors))
+    return found
+
+
+def share(value: float, n: int) -> str:
+    """A share of n images with its 95 % interval."""
+    low, high = wilson(value, n)
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
