@@ -64,6 +64,7 @@ class Objective(Study):
         q = model.denoiser.process
         C = Bound(q, Eta(self.etas[0])).constant(images)
         result = Result("objective", TITLE, ABOUT, card=self._card(model, data, len(images)))
+        result.arrays["objective"] = {"J_and_L": found.numpy(), "C": C.numpy()}  # [n, η, networks, 2], [n]
         rows = []
         for i, eta in enumerate(self.etas):
             for j, name in enumerate(networks):
