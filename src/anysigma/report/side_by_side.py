@@ -29,7 +29,7 @@ def shown_value(row: Row) -> list[str]:
     value, sign, error = text.partition(" ± ")
     value, _, ends = value.partition(" (")
     more = f' <span class="pm">± {error}</span>' if sign else f' <span class="pm">({ends}</span>' if ends else ""
-    return [f"<b>{value}</b>{more}", html.prose(beside)]
+    return [f"<b>{value}</b>{more}", html.prose(beside).replace("; ", "<br>")]
 
 
 def comparison(found: Sequence[Figure], numbers: Iterable[int]) -> str:
