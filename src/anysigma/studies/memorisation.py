@@ -28,6 +28,7 @@ ABOUT = "How near generated images are to training images, over shifts of a pixe
 AT_ONCE = 20_000_000  # distances, and numbers of vectors, that are held at once: 80 MB each
 TAIL = 0.01  # too near, too far: beyond about this share of the held-out images
 SHIFTED = 4  # pixels: a direction of fewer is not shifted
+SEARCH = "the nearest of 18 views: shifts by up to a pixel (in pixels what overlaps), mirrored or not"
 COPY = 1e-6  # the same image, but for rounding
 
 Nearest = tuple[Tensor, Tensor]
@@ -64,7 +65,8 @@ class Memorisation(Study):
         images = generated(model, sampler, self.n, seed=self.seed, block=self.block, folder=folder)
         card = {**model.card, **describe(sampler, model.denoiser.process.T), "seed": self.seed, "block": self.block}
         card |= {"data_hash": data.hash, "reference": f"{len(data.train)} training images", **features.card()}
-        result = Result("memorisation", TITLE, ABOUT, card={**card, "n": self.n})
+        card |= {"n": self.n, "search": SEARCH}
+        result = Result("memorisation", TITLE, ABOUT, card=card)
         if is_first():
             self.compare(result, images, data, features)
         return result
@@ -214,11 +216,8 @@ def rows(made: Tensor, real: Tensor, tails: Tails, params: dict[str, Any]) -> li
         anchors = {HELD_OUT: Anchor(real.quantile(q).item())}
         found.append(Row(metric, made.quantile(q).item(), None, n, params, anchors=anchors))
     expected, copies = {HELD_OUT: Anchor(tails.expected, tails.sd)}, (made < COPY).double().mean().item()
-    for metric, value, anchors in (
-        ("too_near", tails.near, expected),
-        ("too_far", tails.far, expected),
-        ("copies", copies, {}),
-    ):
+    shares = (("too_near", tails.near, expected), ("too_far", tails.far, expected), ("copies", copies, {}))
+    for metric, value, anchors in shares:
         found.append(Row(metric, value, None, n, params, -1, interval=wilson(value, n), anchors=anchors))
     return found
 
