@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anysigma.diffusion.noise import stream
-from anysigma.machine.progress import progress
+from anysigma.machine.progress import Item, progress
 from anysigma.metrics.fidelity import Features, Measure, at_most, frechet, measures, own, the_distance
 from anysigma.metrics.frechet import Moments
 from anysigma.metrics.statistics import mean_and_error
@@ -105,7 +105,7 @@ def wide(one: Tensor, rest: Tensor, features: Features) -> dict[Measure, float]:
     return {the_distance(features): Moments.of(own(rest, features)).distance(Moments.of(own(one, features)))}
 
 
-def within(seconds: float, values: Iterable[dict], count: int, what: str) -> list[dict]:
+def within(seconds: float, values: Iterable[Item], count: int, what: str) -> list[Item]:
     """The values that come in this time, two at least."""
     found, until = [], time.monotonic() + seconds
     for value in progress(values, count, f"anchor: {what}"):
