@@ -56,7 +56,7 @@ def test_real_images_are_not_told_from_real_ones(digits):
 
 
 def test_noise_of_12_levels_is_seen_that_a_distance_overlooks(digits):
-    """Issue of a Fréchet distance in features: an sd of 12/255 adds nothing to it."""
+    """A Fréchet distance in features does not move for an sd of 12/255."""
     images = noisy(digits.train[:360], 12)
     result, found = compared(images, digits)
     assert found["pixels"].value > 0.9 and result.lines[0].startswith("pixels: told from real ones: a forest is right on 9")
@@ -92,9 +92,8 @@ def test_real_halves_are_disjoint_and_of_all_real_images(monkeypatch):
     assert list(study(splits=4)._halves(np.arange(50)[:, None], 20)) == [0.5] * 4
     for a, b in seen:
         assert len(a) == len(b) == 20 and len(np.union1d(a, b)) == 40
-    assert (
-        len({tuple(a[:, 0]) for a, _ in seen}) == 4 and len(np.unique(np.concatenate([x for ab in seen for x in ab]))) == 50
-    )
+    assert len({tuple(a[:, 0]) for a, _ in seen}) == 4
+    assert len(np.unique(np.concatenate([part for both in seen for part in both]))) == 50
 
 
 def test_the_place_among_real_halves_and_what_one_more_would_stay_below():
