@@ -89,6 +89,8 @@ def test_noise_is_too_far(digits, features):
     _, found = compared(noise, digits, features)
     assert found["too_far", "pixels"].value == 1.0 and found["too_near", "pixels"].value == 0.0
     assert found["too_far", "features"].value > 0.5  # features see less of it
+    _, few = compared(torch.cat([digits.train[: N - 18], noise[:18]]), digits, features)
+    assert few["too_far", "pixels"].value == pytest.approx(0.05)
 
 
 def test_held_out_images_lie_beyond_either_end_about_as_often_as_is_said(digits, features):
