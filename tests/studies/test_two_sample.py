@@ -53,6 +53,7 @@ def test_real_images_are_not_told_from_real_ones(digits):
         assert one.key and one.interval == wilson(one.value, 720) and one.n == 360 and one.error is None
         assert one.value < most(halves) + 0.02
     assert len(result.lines) == len(result.tables[0].rows) == 2
+    assert result.arrays["two_sample"]["pixels_halves"].mean() == pytest.approx(found["pixels"].anchors[HALVES].value)
 
 
 def test_noise_of_12_levels_is_seen_that_a_distance_overlooks(digits):

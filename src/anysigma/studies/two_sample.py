@@ -37,9 +37,10 @@ class TwoSample(Study):
     alone would give them away. Each image is judged by a forest grown on the other folds: with five `folds` the default
     run's images stood 3.2 sd of the real halves above them, with a forest of one half that judges the other 2.0. Real
     halves: the same of 2n real images, training and held-out ones, cut in two at random, `splits` times or as often as
-    five minutes allow. It sees what all images share (noise of sd 6 on 0..255, before rounding), and not a few bad ones:
-    5 % of pure noise is seen by `memorisation`, as too far. `n` null: as many as are held out; never more than those or 2,000. `seed` names noise, folds,
-    trees and draws; `block` images are computed at once; `cache`: where the real images' features are kept.
+    five minutes allow. What all images share is seen (noise of sd 6 on 0..255, once rounded too), a few bad ones among
+    many are not: 5 % of pure noise are found by `memorisation`, too far. `n` null: as many as are held out; never more
+    than those or 2,000. `seed` names noise, folds, trees and draws; `block` images are computed at once; `cache`: where
+    the real images' features are kept.
     """
 
     n: int | None
@@ -90,6 +91,7 @@ class TwoSample(Study):
         for space, (a, b, real) in spaces.items():
             value, null = self.accuracy(a, b), within(SECONDS, self._halves(real, len(a)), self.splits, f"{HALVES}, {space}")
             result.rows.append(row(space, value, Anchor.of(null), len(a)))
+            result.arrays.setdefault("two_sample", {})[f"{space.split()[-1]}_halves"] = np.array(null)
             result.lines.append(verdict(result.rows[-1], place(value, null)))
         result.tables.append(table(result.rows))
 
