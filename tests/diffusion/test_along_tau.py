@@ -41,7 +41,7 @@ def denoiser(process):
 
 def test_a_solver_sees_the_last_steps_that_moved_newest_first(denoiser):
     seen = []
-    chosen = Remembering(steps=None, tau=[1000, 1000, 700, 400, 400, 400, 100, 2], clip=False, seen=seen)
+    chosen = Remembering(steps=None, tau=[1000, 1000, 700, 400, 400, 400, 100, 2], clip=False, limit=None, seen=seen)
     steps = list(chosen.trajectory(denoiser, randn(2, 1), no_noise))
     assert [(t, s) for t, s, _ in seen] == [(1000, 700), (700, 400), (400, 100), (100, 2), (2, 0)]
     assert [[step.t for step in before] for *_, before in seen] == [[], [1000], [700, 1000], [400, 700], [100, 400]]
@@ -52,9 +52,9 @@ def test_a_solver_sees_the_last_steps_that_moved_newest_first(denoiser):
 def test_a_step_carries_what_the_denoiser_said_of_the_state_it_left(denoiser):
     x_t = randn(3, 1)
     for chosen in (
-        Remembering(steps=5, tau=Trailing(), clip=False),
-        Generalized(steps=None, sigma=Eta(0.0), tau=[1000, 500, 500, 20], clip=False),
-        DPMSolverPP(steps=5, tau=Trailing(), clip=False),
+        Remembering(steps=5, tau=Trailing(), clip=False, limit=None),
+        Generalized(steps=None, sigma=Eta(0.0), tau=[1000, 500, 500, 20], clip=False, limit=None),
+        DPMSolverPP(steps=5, tau=Trailing(), clip=False, limit=None),
     ):
         state = x_t
         for step in chosen.trajectory(denoiser, x_t, no_noise):
@@ -65,7 +65,7 @@ def test_a_step_carries_what_the_denoiser_said_of_the_state_it_left(denoiser):
 
 def test_a_repeat_costs_an_evaluation_and_moves_nothing(denoiser):
     for chosen in (
-        Remembering(steps=None, tau=[700, 700, 5], clip=False),
+        Remembering(steps=None, tau=[700, 700, 5], clip=False, limit=None),
         DPMSolverPP(steps=None, tau=[700, 700, 5], clip=True),
     ):
         once, x_T = replace(chosen, tau=[700, 5]), randn(2, 1)
@@ -91,9 +91,16 @@ def test_the_network_is_asked_evaluations_times(process, steps, tau, S):
 
 def test_a_card_says_every_field():
     found = describe(Generalized(steps=10, sigma=Eta(0.0), tau=Uniform(), clip=True), 1000)
-    assert found == {"sampler": "Generalized", "S": 10, "sigma": "Eta(eta=0.0)", "tau": "Uniform()", "clip": True}
+    assert found == {
+        "sampler": "Generalized",
+        "S": 10,
+        "sigma": "Eta(eta=0.0)",
+        "tau": "Uniform()",
+        "clip": True,
+        "limit": 10.0,
+    }
     found = describe(Remembering(steps=None, tau=[5, 3], clip=False, order=3), 10)
-    own, base = {"order": 3, "seen": None}, {"tau": "Explicit(values=(5, 3))", "clip": False}
+    own, base = {"order": 3, "seen": None}, {"tau": "Explicit(values=(5, 3))", "clip": False, "limit": 10.0}
     assert found == {"sampler": "Remembering", "S": 2, **own, **base}
 
 

@@ -20,7 +20,8 @@ MEANS, VARIANCE = torch.tensor([[-0.8], [0.1], [0.9]], dtype=torch.float64), 0.0
 
 
 def solver(steps, tau, clip=False) -> DPMSolverPP:
-    return DPMSolverPP(steps=steps, tau=tau, clip=clip)
+    # Denoisers without error: whatever a step multiplies, it is nothing.
+    return DPMSolverPP(steps=steps, tau=tau, clip=clip, limit=None)
 
 
 def by_hand(q, denoiser, tau, x):
@@ -53,7 +54,7 @@ def test_two_steps_and_one_are_those_of_ddim(process):
     # The first step and the last are of first order: there is nothing between them to be led on.
     denoiser, x_T = mixture(process, MEANS, VARIANCE), randn(5, 1)
     for tau in ([1000], [1000, 300]):
-        ddim = Generalized.with_eta(None, 0.0, tau, False)
+        ddim = Generalized.with_eta(None, 0.0, tau, False, limit=None)
         torch.testing.assert_close(
             solver(None, tau)(denoiser, x_T, no_noise), ddim(denoiser, x_T, no_noise), rtol=0, atol=1e-12
         )

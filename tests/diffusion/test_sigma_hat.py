@@ -17,7 +17,7 @@ TAUS = [(None, Uniform()), (20, Trailing()), (50, Uniform()), (None, [1000, 970,
 
 
 def sampler(tau, sigma=None) -> Generalized:
-    return Generalized(steps=tau[0], sigma=sigma or SigmaHat(), tau=tau[1], clip=False)
+    return Generalized(steps=tau[0], sigma=sigma or SigmaHat(), tau=tau[1], clip=False, limit=None)
 
 
 def test_at_all_steps_it_is_the_root_of_beta(process):

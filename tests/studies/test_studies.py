@@ -260,7 +260,7 @@ def test_a_solver_without_eta_serves_where_none_is_needed(blobs):
     result = Interpolation(rows=2, columns=5, seed=3, block=4).run(blobs, SOLVER, data, None, None)
     assert result.card["sampler"] == "DPMSolverPP" and result.lines[0].startswith("interpolation:")
     result = OneStep(n=4, steps=10, shown=2, seed=0, block=4).run(blobs, SOLVER, data, None, None)
-    assert result.card["beside"] == {"sampler": "DPMSolverPP", "S": 10, "tau": "Trailing()", "clip": True}
+    assert result.card["beside"] == {"sampler": "DPMSolverPP", "S": 10, "tau": "Trailing()", "clip": True, "limit": 10.0}
     result = Consistency(n=24, steps=[10, 50, 100], samplers=BOTH, shown=3, seed=0, block=24).run(
         blobs, SOLVER, data, None, None
     )

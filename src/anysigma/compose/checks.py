@@ -47,7 +47,7 @@ def check_train(cfg: DictConfig) -> dict[str, Any]:
     check_blocks(node)
     check_optimizer(node["optimizer"])
     build(node["hardware"])
-    build(node["sampler"]).pairs(build(node["schedule"]).T)
+    check_samplers(node)
     return node
 
 
@@ -125,6 +125,20 @@ def check_blocks(node: dict[str, Any]) -> None:
     for key, one in nodes(node["study"], "study"):
         if isinstance(block := one.get("block", 1), int) and block < 1:
             raise ConfigError(f"{key}.block={block}: at least 1 image is computed at once")
+
+
+def check_samplers(node: dict[str, Any]) -> None:
+    """Raises ValueError for a schedule that the parameterisation, the final sampler or a callback's cannot serve."""
+    q, parameterization = build(node["job"]["module"]["denoiser"]["process"]), build(node["parameterization"])
+    parameterization.check(q)
+    build(node["sampler"]).check(q, parameterization)
+    for name, one in node["callbacks"].items():
+        if isinstance(sampler := one.get("sampler"), dict):
+            fewer = {"steps": min(sampler["steps"], q.T)} if sampler.get("steps") else {}  # as they do when T is smaller
+            try:
+                build({**sampler, **fewer}).check(q, parameterization)
+            except ValueError as error:
+                raise ConfigError(f"callbacks.{name}: {error}") from None
 
 
 def check_optimizer(node: dict[str, Any]) -> None:

@@ -76,6 +76,14 @@ class GaussianProcess:
             raise ValueError(f"q_σ(x_s | x_t, x_0) needs σ² ≤ 1-α_s; here 1-α_s-σ² = {room.min().item():.3g}")
         return like(a.sqrt(), x_0) * x_0 + like(room.clamp(min=0).sqrt(), x_0) * eps
 
+    def per_v(self, t: float | Tensor, s: float | Tensor, sigma: float = 0.0) -> Tensor:
+        """∂x_s/∂v of `posterior_mean` at a given x_t: √α_t √(1-α_s-σ²) - √(1-α_t) √α_s, float64.
+
+        A unit of v is √α_t of eps and -√(1-α_t) of x_0; s may lie above t, as when an image is encoded.
+        """
+        a_t, a_s = self.alpha(t), self.alpha(s)
+        return (a_t * (1 - a_s - sigma**2).clamp(min=0)).sqrt() - ((1 - a_t) * a_s).sqrt()
+
 
 def like(coefficient: Tensor, x: Tensor) -> Tensor:
     """A float64 coefficient (scalar or `[B]`), cast to x's dtype, shaped to multiply `[B, *shape]`.

@@ -28,9 +28,9 @@ def opened(
     """
     checkpoint = read(path)
     nodes = stored(checkpoint["config"], features or {}, data or {})
-    schedule = build(nodes["schedule"])
-    sampler.pairs(schedule.T)
-    denoiser = Denoiser(build(nodes["model"]), GaussianProcess(schedule), build(nodes["parameterization"]))
+    q, parameterization = GaussianProcess(build(nodes["schedule"])), build(nodes["parameterization"])
+    sampler.check(q, parameterization)
+    denoiser = Denoiser(build(nodes["model"]), q, parameterization)
     config = checkpoint["config"]
     card = {"checkpoint": str(path), "step": checkpoint["step"], "schedule": nodes["schedule"], "weights": weights}
     if weights == "ema" and isinstance(ema := config.get("ema"), dict):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anysigma.diffusion.samplers.amplification import Amplifies
 from anysigma.diffusion.samplers.base import Sampler
 from anysigma.machine.distributed import say
 from anysigma.report.results import Result
@@ -42,5 +43,5 @@ class All(Study):
             say(f"\n{number}/{len(self.studies)} {name}")
             try:
                 yield from study.results(model, sampler, data, features, folder)
-            except CannotServe as why:
+            except (CannotServe, Amplifies) as why:
                 yield Result(name, lines=[f"skipped: {why}"])

@@ -1,4 +1,4 @@
-"""τ = [T]: one jump from noise to the predicted x_0, and why it is no good."""
+"""τ = [T]: one jump from noise to the predicted x_0, and what is seen there: the data's mean, or the network's error."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from anysigma.studies.generated import sampled
 from anysigma.studies.lineup import at_S, without_noise
 
 TITLE = "One step"
-ABOUT = "From pure noise to x_0 in a single jump: nearly the mean of the data, and why."
+ABOUT = "From pure noise to x_0 in a single jump: the mean of the data, and what the network's error becomes on the way."
 
 # Noise for q_sample, apart from the images' own.
 OTHER_NOISE = 1
@@ -33,9 +33,10 @@ OTHER_NOISE = 1
 class OneStep(Study):
     """f_θ^(T)(x_T), DDIM eq. 9, beside the images that the sampler, its η at 0, makes of the same x_T.
 
-    x_T says nothing about x_0, so the best prediction is the data's mean; what the network's output misses of its
-    target reaches x_0 multiplied by `amplification`. `n` images are measured, `shown` drawn; `steps`: S of the images
-    beside them, T where T is smaller; `seed` names the noise, `block` images at once. Rank 0 computes it alone.
+    x_T says next to nothing about x_0, so the best prediction is the data's mean; what the network's output misses of its
+    target reaches x_0 multiplied by `amplification`: where that is much (eps), its error is all there is to see. `n` images are
+    measured, `shown` drawn; `steps`: S of the images beside them, T where T is smaller; `seed` names the noise, `block`
+    images at once. Rank 0 computes it alone.
     """
 
     n: int
@@ -52,7 +53,7 @@ class OneStep(Study):
         """Jump, measure the jump against the data's mean, and draw both."""
         T = model.denoiser.process.T
         many = at_S(without_noise(sampler), min(self.steps, T))
-        one = Generalized.with_eta(steps=1, eta=0.0, tau=[T], clip=False)
+        one = Generalized.with_eta(steps=1, eta=0.0, tau=[T], clip=False, limit=None)  # to see what is refused elsewhere
         card = {**model.card, **describe(one, T), "beside": describe(many, T), "seed": self.seed, "block": self.block}
         card |= {"data_hash": data.hash, "scale": "[-1, 1], neither rounded nor clipped"}
         result = Result("one_step", TITLE, ABOUT, card=card)
@@ -122,12 +123,14 @@ def report(result: Result, denoiser: Denoiser, jump: Tensor, mean: Tensor, sprea
     """Rows, a table that leads from the network's error to the picture, and a line."""
     factor = amplification(denoiser.process, denoiser.parameterization)
     off = (jump.double() - mean).square().flatten(1).mean(1)
+    saturated = mean_and_error((jump.abs() > 1).double().flatten(1).mean(1))
     apart = jump.double().var(0).mean().item() ** 0.5
     figures = {
         "amplification": ("an error of the network's output, in x_0, is multiplied by", factor, None),
         "output_rmse_at_T": ("error of the network's output at T", *root(missed["output"])),
         "eps_rmse_at_T": ("error of its eps at T", *root(missed["eps"])),
         "one_step_rmse_to_mean": ("one step to the data's mean", *root(off)),
+        "one_step_saturated": ("share of its pixels outside [-1, 1]", *saturated),
         "one_step_sd": ("standard deviation over images, one step", apart, None),
         "data_sd": ("standard deviation over images, data", spread, None),
     }
@@ -140,9 +143,20 @@ def report(result: Result, denoiser: Denoiser, jump: Tensor, mean: Tensor, sprea
     )
     result.tables.append(Table("One step from T", ["what", "value"], rows, note))
     result.lines.append(
-        f"one step: {root(off)[0]:.3g} from the data's mean a dimension (the data themselves: {spread:.3g}):"
-        f" the output's error at T, {root(missed['output'])[0]:.3g}, reaches x_0 times {factor:.4g}"
+        f"one step: {seen(root(off)[0] / spread)}. It lies {root(off)[0]:.3g} from the data's mean a dimension (the data"
+        f" themselves: {spread:.3g}), {100 * saturated[0]:.1f} % of its pixels outside [-1, 1]: the output's error at T,"
+        f" {root(missed['output'])[0]:.3g}, reaches x_0 times {factor:.4g}"
     )
+
+
+def seen(away: float) -> str:
+    """What the jump shows, by its distance from the data's mean in standard deviations of the data.
+
+    A network without error is √α_T standard deviations from it; what lies further is its error, amplified.
+    """
+    if away > 1:
+        return "the picture is the network's error, amplified"
+    return "nearly the mean of the data" if away < 0.25 else "the mean of the data under the network's error, amplified"
 
 
 def root(squares: Tensor) -> tuple[float, float | None]:

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from anysigma.data.images import from_uint8, to_uint8
-from anysigma.diffusion.samplers.base import Sampler, describe
+from anysigma.diffusion.denoiser import Denoiser
+from anysigma.diffusion.samplers.amplification import Amplifies
+from anysigma.diffusion.samplers.base import SIGNAL_LEFT, Sampler, describe
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.sigma import Eta
+from anysigma.diffusion.samplers.tau import UpTo
 from anysigma.machine.distributed import is_first
 from anysigma.machine.progress import progress
 from anysigma.metrics.statistics import mean_and_error
@@ -34,7 +37,10 @@ class Reconstruction(Study):
     """Mean squared error per dimension on [0, 1] of decode(encode(x_0)), η = 0 and unclipped both ways, over S.
 
     `n`: held-out images, the first ones; `steps`: the S to try, those above T are left out; `block` images are computed
-    at once; `shown`: images in the picture. τ follows the given sampler's rule. Rank 0 computes it alone.
+    at once; `shown`: images in the picture. τ follows the given sampler's rule. Where some of all T steps would multiply
+    the network's error beyond the sampler's limit (eps under a schedule whose last β is capped: 30.6 times from T to T-1),
+    every S keeps to 1..t instead, t the last step with α_t ≥ 0.01: above it x_t is noise to the eye, and there is nothing
+    to encode but the network's error. An S that is refused even so is left out, with the reason. Rank 0 computes it alone.
     """
 
     n: int
@@ -47,28 +53,31 @@ class Reconstruction(Study):
             raise ValueError(f"n={self.n}: at least 1 image is needed")
 
     def run(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Result:
-        """Encode, decode, compare. Raises CannotServe for a sampler that has no encoder, or no τ rule."""
+        """Encode, decode, compare. Raises CannotServe without encoder or τ rule, or where every S is refused."""
         if not isinstance(sampler, Generalized):
             raise CannotServe(f"DDIM's step encodes, and {type(sampler).__name__} has no encoder; use sampler=ddim")
-        T, ddim = model.denoiser.process.T, replace(sampler, sigma=Eta(0.0), clip=False)
-        every = each_S(ddim, self.steps, T)
-        card = {**model.card, **describe(replace(ddim, steps=every[0]), T), "S": every}
+        T = model.denoiser.process.T
+        every = each_S(sampler, self.steps, T)
+        ddim, lines = resolved(replace(sampler, sigma=Eta(0.0), clip=False), model.denoiser)
+        ways, refused = allowed([replace(ddim, steps=S) for S in every], model.denoiser)
+        card = {**model.card, **describe(ddim, T), "S": list(ways)}
         card |= {
             "scale": "[0, 1], neither rounded nor clipped",
             "reference": f"held-out images, the first {self.n}",
             "data_hash": data.hash,
             "block": self.block,
         }
-        result = Result("reconstruction", TITLE, ABOUT, card=card)
+        result = Result("reconstruction", TITLE, ABOUT, card=card, lines=lines + refused)
         if is_first():
             x_0 = from_uint8(data.held_out[: self.n])
-            found = {S: self._there_and_back(model, replace(ddim, steps=S), x_0) for S in every}
+            found = {S: self._there_and_back(model, way, x_0) for S, way in ways.items()}
             errors = {S: squared_error(back, x_0) for S, back in found.items()}
-            report(result, errors, squared_error(x_0, x_0.mean(0)).mean().item())
+            papers = {S: PAPER[way.steps] for S, way in ways.items() if way.steps in PAPER}
+            report(result, errors, squared_error(x_0, x_0.mean(0)).mean().item(), papers)
             rows = [x_0, *found.values()]
             columns = min(self.shown, len(x_0))
             result.pictures["reconstruction"] = grid(to_uint8(torch.cat([row[:columns] for row in rows])), columns)
-            result.captions["reconstruction"] = f"Held-out images above; below, decoded at S = {listed(every)}, from above."
+            result.captions["reconstruction"] = f"Held-out images above; below, decoded at S = {listed(found)}, from above."
         return result
 
     @torch.inference_mode()
@@ -78,6 +87,34 @@ class Reconstruction(Study):
             there_and_back(model, ddim, block.to(model.denoiser.device)).cpu()
             for block in progress(blocks, len(blocks), f"reconstruction, S = {ddim.steps}")
         ])  # fmt: skip
+
+
+def resolved(ddim: Generalized, denoiser: Denoiser) -> tuple[Generalized, list[str]]:
+    """The sampler, its τ kept to 1..t, α_t ≥ SIGNAL_LEFT, where all T steps would be refused, and a line that says so."""
+    q = denoiser.process
+    try:
+        replace(ddim, steps=None).check(q, denoiser.parameterization)
+    except Amplifies as why:
+        last = max(1, int((q.schedule.alpha >= SIGNAL_LEFT).sum()) - 1)
+        reason, _, _ = str(why).partition(",")
+        line = f"reconstruction: τ is taken from 1..{last}, α = {q.alpha(last):.2g} at its end, not from 1..{q.T}: {reason}"
+        return replace(ddim, tau=UpTo(ddim.tau, last)), [line]
+    return ddim, []
+
+
+def allowed(ways: Sequence[Generalized], denoiser: Denoiser) -> tuple[dict[int, Generalized], list[str]]:
+    """The samplers by the S they take, and a line for each that is refused either way. Raises CannotServe where all are."""
+    q, found, lines = denoiser.process, {}, []
+    for way in ways:
+        try:
+            way.check(q, denoiser.parameterization)
+            way.check_encoding(q, denoiser.parameterization)
+            found[len(way.pairs(q.T))] = way
+        except Amplifies as why:
+            lines.append(f"reconstruction: S = {way.steps} is left out: {why}")
+    if not found:
+        raise CannotServe(lines[-1])
+    return found, lines
 
 
 def there_and_back(model: Model, ddim: Generalized, x_0: Tensor) -> Tensor:
@@ -93,13 +130,16 @@ def squared_error(x: Tensor, y: Tensor) -> Tensor:
     return ((x.double() - y.double()) / 2).square().flatten(1).mean(1)
 
 
-def report(result: Result, errors: dict[int, Tensor], variance: float) -> None:
-    """Rows, table, plot and a line from the `[n]` errors at every S; `variance`: of the images, on [0, 1]."""
+def report(result: Result, errors: dict[int, Tensor], variance: float, papers: dict[int, float]) -> None:
+    """Rows, table, plot and a line from the `[n]` errors at every S.
+
+    `variance`: of the images, on [0, 1]; `papers`: what stands in the paper at the S that was asked for.
+    """
     found = {S: mean_and_error(each) for S, each in errors.items()}
     for S, (value, error) in found.items():
         params = {"S": S, "eta": 0.0}
         result.rows.append(Row("reconstruction_mse", value, error, len(errors[S]), params, -1, label="Mean squared error"))
-    result.tables.append(table(errors, found))
+    result.tables.append(table(errors, found, papers))
     result.plots["reconstruction_error"] = plot(found)
     S, last = next(reversed(found.items()))
     result.lines.append(
@@ -107,10 +147,10 @@ def report(result: Result, errors: dict[int, Tensor], variance: float) -> None:
     )
 
 
-def table(errors: dict[int, Tensor], found: dict[int, tuple[float, float | None]]) -> Table:
+def table(errors: dict[int, Tensor], found: dict[int, tuple[float, float | None]], papers: dict[int, float]) -> Table:
     """Ours beside the paper's."""
     rows = [
-        [str(S), figure(*found[S]), f"{each.median():.2e}", f"{PAPER[S]:g}" if S in PAPER else "-"]
+        [str(S), figure(*found[S]), f"{each.median():.2e}", f"{papers[S]:g}" if S in papers else "-"]
         for S, each in errors.items()
     ]
     note = "mean squared error a dimension on [0, 1], ± standard error over images; in the paper: CIFAR-10's test images"

@@ -38,7 +38,7 @@ class DiffusionModule(LightningModule):
         block: int,
     ):
         super().__init__()
-        sampler.pairs(denoiser.process.T)  # refuses S > T before anything is loaded
+        sampler.check(denoiser.process, denoiser.parameterization)  # refuses S > T before anything is loaded
         warn_of_untrained_start(denoiser, objective)
         self.denoiser, self.objective, self.sampler, self.optimizer = denoiser, objective, sampler, optimizer
         self.ema = ema(denoiser)

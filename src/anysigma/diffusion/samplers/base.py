@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from anysigma.diffusion.denoiser import Denoiser
+from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.noise import ImageNoise
-from anysigma.diffusion.parameterizations import Prediction
-from anysigma.diffusion.samplers.tau import Explicit, TauRule, tau_rule
+from anysigma.diffusion.parameterizations import Parameterization, Prediction
+from anysigma.diffusion.samplers.amplification import LIMIT, Amplified, per_output, refuse
+from anysigma.diffusion.samplers.tau import Explicit, TauRule, UpTo, tau_rule
 
 Noise = Callable[[], Tensor]
 
@@ -40,6 +42,10 @@ class Sampler(Protocol):
         """How often the network is asked for one image."""
         ...
 
+    def check(self, q: GaussianProcess, parameterization: Parameterization) -> None:
+        """Raises ValueError where q does not allow the steps, `Amplifies` where one makes too much of the output's error."""
+        ...
+
     def trajectory(self, denoiser: Denoiser, x_T: Tensor, noise: Noise) -> Iterator[Step]:
         """Every step as it is made; `noise()` returns ε of x_T's shape and is called only where noise is added."""
         ...
@@ -55,13 +61,15 @@ class AlongTau:
 
     `steps` S: how many of the T steps (null: all); `tau`: a τ rule or an explicit list, which brings its own S;
     `clip`: predicted x_0 is clipped to [-1, 1] and eps derived from it again. A solver adds fields of its own, and says
-    in `memory` how many of the last steps it wants to see.
-    Raises ValueError for S < 1 and, once T is known, for S > T.
+    in `memory` how many of the last steps it wants to see. `limit`: an unclipped step that multiplies the error of the
+    network's output by more is refused; null: none is, which is for looking at such a step.
+    Raises ValueError for S < 1 and, once T is known, for S > T; `Amplifies` before the first step.
     """
 
     steps: int | None
     tau: TauRule | Sequence[int]
     clip: bool
+    limit: float | None = LIMIT
 
     memory: ClassVar[int] = 0
 
@@ -74,6 +82,29 @@ class AlongTau:
         """One step t → s, s < t. `before`: the last steps that moved, newest first, at most `memory` of them."""
         raise NotImplementedError
 
+    def amplification(
+        self, q: GaussianProcess, parameterization: Parameterization, t: int, s: int, before: tuple[int, ...]
+    ) -> float:
+        """By how much an unclipped step t → s multiplies the error of the network's output in x_s; here DDIM's, σ = 0.
+
+        `before`: the t of the last steps. A solver whose step is not linear in x_0 and eps as DDIM's is says its own.
+        """
+        return per_output(q, parameterization, t, s)
+
+    def amplified(self, q: GaussianProcess, parameterization: Parameterization) -> list[Amplified]:
+        """`amplification` of every step that moves, from the top down; none where predicted x_0 is clipped."""
+        moving = [(t, s) for t, s in self.pairs(q.T) if s != t and not self.clip]
+        seen = [tuple(t for t, _ in moving[max(0, i - self.memory) : i][::-1]) for i in range(len(moving))]
+        return [
+            Amplified(self.amplification(q, parameterization, t, s, before), t, s)
+            for (t, s), before in zip(moving, seen, strict=True)
+        ]
+
+    def check(self, q: GaussianProcess, parameterization: Parameterization) -> None:
+        """Raises ValueError where T does not allow the steps, `Amplifies` where an unclipped one goes beyond `limit`."""
+        self.pairs(q.T)
+        refuse(self, q, parameterization, lambda sampler, read: sampler.amplified(q, read), ["sampler.clip=true"])
+
     def predict(self, denoiser: Denoiser, x_t: Tensor, t: int) -> Prediction:
         """What the denoiser sees in x_t, clipped where `clip` says so."""
         return denoiser.clipped(x_t, t) if self.clip else denoiser(x_t, t)
@@ -85,7 +116,7 @@ class AlongTau:
             return pairs(self.tau(S, T))
         if S > T:
             raise ValueError(f"sampler.steps={S} is more than schedule.T={T}: at most T steps can be visited")
-        return pairs(self.tau(S, T) if S < T else range(1, T + 1))
+        return pairs(self.tau(S, T) if S < T or isinstance(self.tau, UpTo) else range(1, T + 1))
 
     def evaluations(self, T: int) -> int:
         """How often the network is asked for one image: S, for a solver that asks once a step."""
@@ -93,6 +124,7 @@ class AlongTau:
 
     def trajectory(self, denoiser: Denoiser, x_T: Tensor, noise: Noise) -> Iterator[Step]:
         """Every step as it is made, from x_T at τ_S down to s = 0; s = t (a repeat in τ) is the identity."""
+        self.check(denoiser.process, denoiser.parameterization)
         along = self.pairs(denoiser.process.T)
         warn_of_signal(denoiser.process.alpha(along[0][0]).item(), along[0][0])
         x_t, before = x_T, ()

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from anysigma.diffusion.denoiser import Denoiser
+from anysigma.diffusion.gaussian import GaussianProcess
+from anysigma.diffusion.parameterizations import Parameterization
+from anysigma.diffusion.samplers.amplification import per_output
 from anysigma.diffusion.samplers.base import AlongTau, Noise, Step
 
 
@@ -23,6 +27,26 @@ class DPMSolverPP(AlongTau):
         q, (eps, x_0) = denoiser.process, self.predict(denoiser, x_t, t)
         D = x_0
         if before and s > 0:
-            growth, growth_before = q.log_snr(s) - q.log_snr(t), q.log_snr(t) - q.log_snr(before[0].t)
-            D = x_0 + (growth / (2 * growth_before)).item() * (x_0 - before[0].x_0)
+            D = x_0 + share(q, before[0].t, t, s) * (x_0 - before[0].x_0)
         return Step(t, s, q.posterior_mean(D, q.eps(x_t, t, D), s, 0.0), x_0, eps)
+
+    def amplification(
+        self, q: GaussianProcess, parameterization: Parameterization, t: int, s: int, before: tuple[int, ...]
+    ) -> float:
+        """The larger of |∂x_s/∂o| at t and at the step before, r = h_t/(2 h_before).
+
+        At t it is DDIM's, 1 + r times. The output before reaches x_s by r alone, through x_0: per unit of D, x_s moves by
+        -per_v(t, s)/√(1-α_t), and per unit of that output x_0 moves by -√(1-α_before) v_scale(before).
+        """
+        now = per_output(q, parameterization, t, s)
+        if not before or s == 0:
+            return now
+        r, per_D = share(q, before[0], t, s), q.per_v(t, s) / (1 - q.alpha(t)).sqrt()
+        earlier = (1 - q.alpha(before[0])).sqrt() * parameterization.v_scale(q, torch.tensor([before[0]]))
+        return max((1 + r) * now, r * (per_D * earlier).abs().item())
+
+
+def share(q: GaussianProcess, before: int, t: int, s: int) -> float:
+    """h_t/(2 h_before), h the growth of log-SNR in the steps t → s and before → t."""
+    growth, growth_before = q.log_snr(s) - q.log_snr(t), q.log_snr(t) - q.log_snr(before)
+    return (growth / (2 * growth_before)).item()

@@ -7,6 +7,9 @@ from typing import Self
 from torch import Tensor
 
 from anysigma.diffusion.denoiser import Denoiser
+from anysigma.diffusion.gaussian import GaussianProcess
+from anysigma.diffusion.parameterizations import Parameterization
+from anysigma.diffusion.samplers.amplification import LIMIT, Amplified, per_output, refuse
 from anysigma.diffusion.samplers.base import AlongTau, Noise, Step
 from anysigma.diffusion.samplers.sigma import Eta, SigmaRule
 from anysigma.diffusion.samplers.tau import TauRule
@@ -22,9 +25,11 @@ class Generalized(AlongTau):
     sigma: SigmaRule
 
     @classmethod
-    def with_eta(cls, steps: int | None, eta: float, tau: TauRule | Sequence[int], clip: bool) -> Self:
+    def with_eta(
+        cls, steps: int | None, eta: float, tau: TauRule | Sequence[int], clip: bool, limit: float | None = LIMIT
+    ) -> Self:
         """σ_t(η), DDIM eq. 16: η = 1 is DDPM, η = 0 is DDIM."""
-        return cls(steps=steps, sigma=Eta(eta), tau=tau, clip=clip)
+        return cls(steps=steps, sigma=Eta(eta), tau=tau, clip=clip, limit=limit)
 
     def step(self, denoiser: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise, before: tuple[Step, ...]) -> Step:
         """One step t → s, DDIM eq. 12. Noise is drawn only where std > 0."""
@@ -33,11 +38,30 @@ class Generalized(AlongTau):
         x_s = denoiser.process.posterior_mean(x_0, eps, s, sigma)
         return Step(t, s, x_s + std * noise() if std > 0 else x_s, x_0, eps)
 
+    def amplification(
+        self, q: GaussianProcess, parameterization: Parameterization, t: int, s: int, before: tuple[int, ...]
+    ) -> float:
+        """|∂x_s/∂o| of DDIM eq. 12 with the σ of the mean."""
+        return per_output(q, parameterization, t, s, self.sigma(q, t, s)[0])
+
+    def amplified_upward(self, q: GaussianProcess, parameterization: Parameterization) -> list[Amplified]:
+        """What every step of `encoding` makes of the output's error, from the bottom up.
+
+        The step from 0, whose x_0 is the state itself, is left out: √(1-α_t) eps_scale(t) is at most 1.
+        """
+        moving = [(s, t) for t, s in reversed(self.pairs(q.T)) if 0 < s < t]
+        return [Amplified(per_output(q, parameterization, s, t), s, t) for s, t in moving]
+
+    def check_encoding(self, q: GaussianProcess, parameterization: Parameterization) -> None:
+        """Raises `Amplifies` where a step upward, which is never clipped, goes beyond `limit`."""
+        refuse(self, q, parameterization, lambda sampler, read: sampler.amplified_upward(q, read), [])
+
     def encoding(self, denoiser: Denoiser, x_0: Tensor) -> Iterator[Step]:
         """DDIM's encoding, section 4.3: the same step upward along τ with σ = 0, unclipped, as Step(from, to, …).
 
         The network is asked at `from`, and at τ_1 for the step from 0, whose x_0 is the state itself.
         """
+        self.check_encoding(denoiser.process, denoiser.parameterization)
         x_s, q = x_0, denoiser.process
         for t, s in reversed(self.pairs(q.T)):
             if s == t:

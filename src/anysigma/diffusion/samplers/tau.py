@@ -44,6 +44,26 @@ class Quadratic:
 
 
 @dataclass(frozen=True)
+class UpTo:
+    """Another rule's τ over 1..`last` in place of 1..T; S = T visits every step of it.
+
+    Raises ValueError for `last` < 1.
+    """
+
+    rule: TauRule
+    last: int
+
+    def __post_init__(self):
+        if self.last < 1:
+            raise ValueError(f"tau.last={self.last}: at least 1 step is needed")
+
+    def __call__(self, S: int, T: int) -> list[int]:
+        """S steps, or `last` of them where it is smaller."""
+        last = min(self.last, T)
+        return self.rule(S, last) if last > S else list(range(1, last + 1))
+
+
+@dataclass(frozen=True)
 class Explicit:
     """A list written by hand, rising or falling; a 0 at its end (the slides' 10 → 8 → … → 0) is s = 0 and dropped.
 
