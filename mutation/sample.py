@@ -71,7 +71,8 @@ def mutants(zone: str, patterns: list[str]) -> list[Mutant]:
         for name in mutated.mutant_names:
             of = name.rsplit("__mutmut_", 1)[0]
             was, becomes = ("\n".join(lines[spans[key].start - 1 : spans[key].end]) for key in (f"{of}__mutmut_orig", name))
-            was, becomes = was.replace(f"{of}__mutmut_orig", "f"), becomes.replace(name, "f")
+            plain = of.removeprefix("x").removeprefix("_").split("ǁ")[-1]
+            was, becomes = was.replace(f"{of}__mutmut_orig", plain), becomes.replace(name, plain)
             if without_strings(was) != without_strings(becomes):
                 file = str(path.relative_to(ROOT))
                 found.append(Mutant(f"{module}.{name}", zone, file, *changed(source, of, was, becomes)))
