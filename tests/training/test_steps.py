@@ -82,6 +82,12 @@ def test_the_rate_rises_over_the_warm_up(fitted):
     assert fitted[1].rates == pytest.approx([0.01 * min(1, (k + 1) / WARMUP) for k in range(STEPS)])
 
 
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_without_a_warm_up_the_rate_is_whole_from_the_first_step(warmup):
+    made = module("model.channels=8", "optimizer.adam.lr=0.01", f"optimizer.warmup={warmup}")
+    assert made.configure_optimizers()["lr_scheduler"]["scheduler"].get_last_lr() == [0.01]
+
+
 def test_the_images_of_every_step_are_counted(fitted):
     made, watch, _ = fitted
     assert watch.seen == [B * k for k in range(STEPS + 1)]
