@@ -71,7 +71,8 @@ def mutants(zone: str, patterns: list[str]) -> list[Mutant]:
         for name in mutated.mutant_names:
             of = name.rsplit("__mutmut_", 1)[0]
             was, becomes = ("\n".join(lines[spans[key].start - 1 : spans[key].end]) for key in (f"{of}__mutmut_orig", name))
-            was, becomes = was.replace(f"{of}__mutmut_orig", "f"), becomes.replace(name, "f")
+            plain = of.removeprefix("x").removeprefix("_").split("ǁ")[-1]
+            was, becomes = was.replace(f"{of}__mutmut_orig", plain), becomes.replace(name, plain)
             if without_strings(was) != without_strings(becomes):
                 file = str(path.relative_to(ROOT))
                 found.append(Mutant(f"{module}.{name}", zone, file, *changed(source, of, was, becomes)))
@@ -103,6 +104,7 @@ def run(zone: str, one: dict[str, list[str]], names: list[str], processes: int) 
     """Exit codes of the named mutants, from a copy of the working tree below logs/."""
     place = WORK / zone
     shutil.rmtree(place, ignore_errors=True)
+    place.with_suffix(".log").unlink(missing_ok=True)
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     for name in listed.stdout.splitlines():
         if (ROOT / name).is_file():
@@ -115,15 +117,35 @@ def run(zone: str, one: dict[str, list[str]], names: list[str], processes: int) 
     }  # fmt: skip
     lines = (f"{key} =\n    " + "\n    ".join(value) for key, value in settings.items())
     (place / "setup.cfg").write_text("[mutmut]\n" + "\n".join(lines) + "\n")
+    codes = tried(place, names, processes)
+    left = [name for name in names if codes[name] not in FOUND]
+    if left:
+        widen(place / "mutants/mutmut-stats.json")
+        codes |= tried(place, left, processes)
+    return codes
+
+
+def tried(place: Path, names: list[str], processes: int) -> dict[str, int | None]:
+    """Exit codes of the named mutants, by mutmut."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     command = [Path(sys.executable).parent / "mutmut", "run", "--max-children", str(processes), *names]
-    with open(WORK / f"{zone}.log", "w") as log:
+    with open(place.with_suffix(".log"), "a") as log:
         done = subprocess.run(command, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise SystemExit(f"mutmut stopped with {done.returncode}: the end of {WORK / zone}.log says why")
+        raise SystemExit(f"mutmut stopped with {done.returncode}: the end of {log.name} says why")
     metas = (json.loads(path.read_text()) for path in (place / "mutants").rglob("*.meta"))
     codes = {name: code for meta in metas for name, code in meta["exit_code_by_key"].items()}
     return {name: codes[name] for name in names}
+
+
+def widen(stats: Path) -> None:
+    """To each function all tests of the files that reach it: what a shared fixture reaches, mutmut gives to one test."""
+    found = json.loads(stats.read_text())
+    reach = found["tests_by_mangled_function_name"]
+    for function, tests in reach.items():
+        files = {test.split("::")[0] for test in tests}
+        reach[function] = [test for test in found["duration_by_test"] if test.split("::")[0] in files]
+    stats.write_text(json.dumps(found))
 
 
 def report(chosen: list[Mutant], exit_codes: dict[str, int | None], of: int) -> int:

@@ -34,11 +34,12 @@ def test_settling_is_the_root_mean_squared_difference_on_0_to_1(process):
 def test_rate_is_the_mean_over_the_t_of_a_stratum_of_what_all_above_cost():
     """Strata of 1, 1, 4, 10 and 1 steps: every t of one costs alike, so the sum over the t above it can be counted."""
     lengths = torch.tensor([1.0, 1, 4, 10, 1], dtype=torch.float64)
-    bits, squares, L_T = randn(6, 5, seed=1).abs(), randn(6, 5, seed=2).square(), 0.125
-    (curve,) = rate_plot(bits, squares, lengths, L_T).curves
-    each = [cost for cost, length in zip(bits.mean(0).tolist(), lengths.tolist(), strict=True) for _ in range(int(length))]
-    above = [L_T + sum(each[i + 1 :]) for i in range(len(each))]
-    edges = [0, 1, 2, 6, 16, 17]
-    expected = [sum(above[a:b]) / (b - a) for a, b in pairwise(edges)]
-    assert curve.x == pytest.approx(expected, rel=1e-12)
-    assert curve.y == pytest.approx((127.5 * squares.mean(0).sqrt()).tolist(), rel=1e-12)
+    both = {True: randn(6, 5, seed=1).abs(), False: 3 * randn(6, 5, seed=3).abs()}
+    squares, L_T, edges = randn(6, 5, seed=2).square(), 0.125, [0, 1, 2, 6, 16, 17]
+    curves = rate_plot(both, squares, lengths, L_T).curves
+    for curve, bits in zip(curves, both.values(), strict=True):
+        costs = zip(bits.mean(0).tolist(), lengths.tolist(), strict=True)
+        each = [cost for cost, length in costs for _ in range(int(length))]
+        above = [L_T + sum(each[i + 1 :]) for i in range(len(each))]
+        assert curve.x == pytest.approx([sum(above[a:b]) / (b - a) for a, b in pairwise(edges)], rel=1e-12)
+        assert curve.y == pytest.approx((127.5 * squares.mean(0).sqrt()).tolist(), rel=1e-12)

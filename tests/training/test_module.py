@@ -38,6 +38,8 @@ def test_no_weight_at_T_is_said_in_one_line_that_names_the_cure(objective, param
         made = module(ZERO, f"objective={objective}", f"parameterization={parameterization}")
     (line,) = [str(one.message) for one in caught]
     assert "t = 1000 no weight" in line and "\n" not in line
+    names = [type(one).__name__ for one in (made.objective.gamma, made.denoiser.parameterization)]
+    assert line.startswith(f"{names[0]} gives") and f"parameterization {names[1]})" in line
     x, T = torch.rand(1, 1, 8, 8), torch.tensor([1000])
     assert made.objective(made.denoiser, x, T, torch.randn(x.shape)) == 0  # and it is true
 

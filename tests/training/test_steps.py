@@ -11,7 +11,7 @@ from test_module import module
 from torch.utils.data import DataLoader
 
 from anysigma.data.images import from_uint8
-from anysigma.diffusion.noise import Draws
+from anysigma.diffusion.noise import Draws, stream_seed
 from anysigma.training.callbacks.held_out import HeldOut
 
 B, MICRO_STEPS, STEPS, WARMUP, DECAY, SEED = 6, 2, 5, 4, 0.3, 3
@@ -82,6 +82,12 @@ def test_the_rate_rises_over_the_warm_up(fitted):
     assert fitted[1].rates == pytest.approx([0.01 * min(1, (k + 1) / WARMUP) for k in range(STEPS)])
 
 
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_without_a_warm_up_the_rate_is_whole_from_the_first_step(warmup):
+    made = module("model.channels=8", "optimizer.adam.lr=0.01", f"optimizer.warmup={warmup}")
+    assert made.configure_optimizers()["lr_scheduler"]["scheduler"].get_last_lr() == [0.01]
+
+
 def test_the_images_of_every_step_are_counted(fitted):
     made, watch, _ = fitted
     assert watch.seen == [B * k for k in range(STEPS + 1)]
@@ -111,6 +117,42 @@ def test_the_optimizer_moves_the_trained_weights_alone(fitted):
     made = fitted[0]
     moved = {id(weight) for group in made.configure_optimizers()["optimizer"].param_groups for weight in group["params"]}
     assert moved == {id(weight) for weight in made.denoiser.parameters()}
+
+
+def shared(made, rank=0, world=1, micro_steps=1):
+    """The module as rank `rank` of `world` has it."""
+    made._trainer = SimpleNamespace(
+        global_rank=rank, world_size=world, accumulate_grad_batches=micro_steps,
+        precision_plugin=SimpleNamespace(forward_context=torch.inference_mode),
+    )  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize(("world", "micro_steps"), [(1, 1), (2, 1), (1, 3), (2, 3), (3, 2)])
+def test_the_ranks_and_micro_steps_of_a_step_share_its_positions(world, micro_steps):
+    made, b = module("model.channels=8"), 4
+    whole = world * micro_steps * b
+    for step in range(3):
+        taken = []
+        for i in range(step * micro_steps, (step + 1) * micro_steps):
+            for rank in range(world):
+                batch, mine = shared(made, rank, world, micro_steps).positions(b, i)
+                assert batch.tolist() == list(range(step * whole, (step + 1) * whole))  # all of it, for a rule that looks
+                taken += batch[mine].tolist()
+        assert taken == list(range(step * whole, (step + 1) * whole))
+
+
+def test_dropout_is_a_function_of_seed_rank_and_micro_step():
+    made = module("model.channels=8", f"seed={SEED}")
+    for rank, i in [(0, 0), (1, 0), (1, 7)]:
+        shared(made, rank, world=2).training_step(torch.zeros(2, 1, 8, 8), i)
+        assert torch.initial_seed() == stream_seed(SEED, rank, i)
+
+
+def test_positions_and_no_images_lie_where_the_module_does():
+    made = shared(module("model.channels=8"))
+    assert made.sample([]).shape == (0, 1, 8, 8)
+    assert made.to("meta").positions(4, 0)[0].device.type == made.sample([]).device.type == "meta"
 
 
 @pytest.mark.parametrize("n", [3, 7, 1000])
