@@ -15,12 +15,13 @@ from anysigma.diffusion.samplers.dpmpp import DPMSolverPP
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.sigma import Eta, SigmaHat
 from anysigma.diffusion.samplers.tau import Quadratic, Trailing, Uniform
+from anysigma.diffusion.schedules.cosine import Cosine
 from anysigma.diffusion.schedules.linear import Linear
 from anysigma.metrics.anchors import Anchor
 from anysigma.metrics.features import ClassifierFeatures
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.results import Result, Row
-from anysigma.studies.base import Model
+from anysigma.studies.base import CannotServe, Model
 from anysigma.studies.table import (
     PAPER,
     Grid,
@@ -263,3 +264,15 @@ def test_every_cell_begins_with_the_same_noise_and_every_set_with_its_own(tmp_pa
     assert sum(row.key for row in result.rows) == 1
     if sets == 1:
         assert "No comparison" in result.tables[1].note and "*" not in str(result.tables[1].rows)
+
+
+def test_cells_that_a_step_refuses_are_left_out_with_their_reason(tmp_path):
+    model = Model(Denoiser.of(lambda x_t, t: 0.9 * x_t, Cosine()), (1, 8, 8), {})
+    result = Result("table")
+    cells = list(table(steps=[10, 1000]).cells(ROWS["ddim"], 1000))
+    found = table().allowed(cells, model, result)
+    assert [(cell.label, cell.S) for cell in found] == [("η = 0", 10), ("η = 1", 10), ("σ̂", 10), ("σ̂", 1000)]
+    assert [line.split(" is left out: ")[0] for line in result.lines] == ["η = 0, S = 1000", "η = 1, S = 1000"]
+    assert "from t=1000 to 999 multiplies the network's error by 30.6" in result.lines[0]
+    with pytest.raises(CannotServe, match="is left out: the unclipped step from t=1000"):
+        table().allowed([cell for cell in cells if cell not in found], model, result)

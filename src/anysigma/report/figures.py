@@ -169,6 +169,8 @@ def phrase(params: dict[str, Any]) -> str:
             words.append("clipped" if value is True else "not clipped" if value is False else f"clip {value}")
         elif name == "sampler":
             words += [] if value == "Generalized" else [str(value)]  # its σ says which
+        elif name == "limit":
+            words += ["no limit to what a step makes of the network's error"] if value is None else []
         else:
             words.append(f"{name.replace('_', ' ')} = {said(name, value)}")
     return ", ".join(words)

@@ -34,9 +34,9 @@ class OneStep(Study):
     """f_θ^(T)(x_T), DDIM eq. 9, beside the images that the sampler, its η at 0, makes of the same x_T.
 
     x_T says next to nothing about x_0, so the best prediction is the data's mean; what the network's output misses of its
-    target reaches x_0 multiplied by `amplification`: where that is much (eps), its error is all there is to see. `n` images are
-    measured, `shown` drawn; `steps`: S of the images beside them, T where T is smaller; `seed` names the noise, `block`
-    images at once. Rank 0 computes it alone.
+    target reaches x_0 multiplied by `amplification`: where that is much (eps), its error is all there is to see. `n`
+    images are measured, `shown` drawn; `steps`: S of the images beside them, T where T is smaller; `seed` names the
+    noise, `block` images are computed at once. Rank 0 computes it alone.
     """
 
     n: int
@@ -137,6 +137,9 @@ def report(result: Result, denoiser: Denoiser, jump: Tensor, mean: Tensor, sprea
     for metric, (what, value, error) in figures.items():
         result.rows.append(Row(metric, value, error, len(jump), {"T": denoiser.process.T}, label=what))
     rows = [[what, f"{value:.4g}" + (f" ± {error:.1g}" if error else "")] for what, value, error in figures.values()]
+    result.arrays["one_step"] = {"jump": jump.numpy(), "mean": mean.numpy()} | {
+        f"squared_error_of_{name}": squares.numpy() for name, squares in missed.items()
+    }
     note = (
         "root mean squares a dimension on [-1, 1], ± standard error over images; an x_0 or v output misses the data's own"
         " spread too, which x_T cannot tell"

@@ -137,8 +137,9 @@ def report(result: Result, errors: dict[int, Tensor], variance: float, papers: d
     """
     found = {S: mean_and_error(each) for S, each in errors.items()}
     for S, (value, error) in found.items():
-        params = {"S": S, "eta": 0.0}
-        result.rows.append(Row("reconstruction_mse", value, error, len(errors[S]), params, -1, label="Mean squared error"))
+        facts = {"label": "Mean squared error", "key": max(found) == S}
+        result.rows.append(Row("reconstruction_mse", value, error, len(errors[S]), {"S": S, "eta": 0.0}, -1, **facts))
+    result.arrays["reconstruction"] = {f"squared_error_S{S}": each.numpy() for S, each in errors.items()}
     result.tables.append(table(errors, found, papers))
     result.plots["reconstruction_error"] = plot(found)
     S, last = next(reversed(found.items()))

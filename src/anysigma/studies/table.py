@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from anysigma.diffusion.samplers.amplification import Amplifies
 from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.diffusion.samplers.tau import TauRule
 from anysigma.machine.distributed import is_first, say
@@ -19,7 +20,7 @@ from anysigma.report.pictures import grid
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
 from anysigma.report.verdict import RULE, counted, difference
-from anysigma.studies.base import Model, Study
+from anysigma.studies.base import CannotServe, Model, Study
 from anysigma.studies.generated import cost, generated
 from anysigma.studies.lineup import at_S, fixed, labels, lineup, short
 from anysigma.studies.quality import RealImages, count, figure, held_to_counts
@@ -81,7 +82,7 @@ class SamplerTable(Study):
         T, real = model.denoiser.process.T, RealImages(data, features, count(self.n, data), self.splits, self.cache)
         result = Result("table", TITLE, ABOUT, card={**model.card, "seed": self.seed, "block": self.block})
         result.card |= real.card(self.sets) if is_first() else {}
-        cells = list(self.cells(sampler, T))
+        cells = self.allowed(list(self.cells(sampler, T)), model, result)
         say(cost(model, [cell.sampler for cell in cells], real.n * self.sets, self.block))
         found, pictures = {}, {}
         for cell in cells:
@@ -100,6 +101,20 @@ class SamplerTable(Study):
             draw(result, grid, pictures)
         best(result, real.features.metric)
         return result
+
+    def allowed(self, cells: Sequence[Cell], model: Model, result: Result) -> list[Cell]:
+        """The cells without those that a step refuses, each with a line in its place. Raises CannotServe where all are."""
+        found = []
+        for cell in cells:
+            try:
+                cell.sampler.check(model.denoiser.process, model.denoiser.parameterization)
+                found.append(cell)
+            except Amplifies as why:
+                name = ", ".join(filter(None, [cell.label, f"S = {cell.S}", cell.tau]))
+                result.lines.append(f"{name} is left out: {why}")
+        if not found:
+            raise CannotServe(result.lines[-1])
+        return found
 
     def cells(self, given: Sampler, T: int) -> Iterator[Cell]:
         """Every cell, row by row."""
