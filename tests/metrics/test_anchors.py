@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,6 +68,12 @@ def test_the_held_out_images_are_an_anchor_of_their_own(train, held_out, feature
 
 def test_above_what_is_held_out_only_training_images_drawn_again_are_left(train, held_out, features):
     assert anchors(train, held_out, 361, 4, features)["fd_digits"].keys() == {REDRAWN}
+
+
+def test_the_card_says_so(digits, features):
+    data = SimpleNamespace(train=digits.train, held_out=digits.held_out, hash="h")
+    assert RealImages(data, features, 361, 4, None).card(2)["held_out"] == "360 images, fewer than n"
+    assert RealImages(data, features, 360, 4, None).card(2)["held_out"] == "360 images"
 
 
 def test_in_wide_features_the_distance_alone_is_anchored_for_as_long_as_allowed(train, held_out, features, monkeypatch):

@@ -77,24 +77,35 @@ def key_figures(found: Sequence[Figure], title: str = "Key figures") -> str:
 def table(found: Sequence[Figure]) -> str:
     """All figures of a kind: best first where their cards differ in what was set alone, as they came where not."""
     apart, way = disagreements(found, [name for figure in found for name in figure.row.params]), found[0].row.better
-    verdicts, remarks = {}, [""] * len(found)
+    parts = ", ".join(dict.fromkeys(line.split(".")[0].replace("_", " ") for line in apart))
+    notes = [f"In their order, not ranked: the cards differ in {escape(parts)}."] if apart and way else []
+    places, remarks = [""] * len(found), [""] * len(found)
     if way and not apart:
         found = sorted(found, key=lambda f: (f.row.value is None, -way * (f.row.value or 0)))
-        order = [("", figure) for figure in found if figure.row.value is not None]
-        verdicts = compared(order)
-        remarks = [remark(order, place, verdicts) for place in range(len(order))] + [""] * (len(found) - len(order))
+        places = [f"{place}. " for place in range(1, len(found) + 1)]
+        remarks, said_so = told_apart(found)
+        notes += said_so
+    shared = found[0].row.beside if len({figure.row.beside for figure in found}) == 1 else ""
+    notes += [f"In their place: {html.prose(shared)}."] if shared else []
     lines = [n for n in varying([f.setting for f in found]) if shown(n, found)]
-    rows = [
-        [escape(f.run), *(html.prose(said(n, f.setting.get(n))) for n in lines), *shown_value(f.row), words]
-        for f, words in zip(found, remarks, strict=True)
-    ]
+    rows = []
+    for place, figure, words in zip(places, found, remarks, strict=True):
+        value, beside = shown_value(figure.row)
+        setting = [html.prose(said(n, figure.setting.get(n))) for n in lines]
+        rows.append([place + escape(figure.run), *setting, value, "" if shared else beside, words])
     title = f"{metric_name(found[0].row)} <small>· {html.prose(found[0].title)}</small>"
-    parts = ", ".join(dict.fromkeys(line.split(".")[0].replace("_", " ") for line in apart))
-    note = f"In their order, not ranked: the cards differ in {escape(parts)}." if apart and way else ""
-    if verdicts:
-        note = f"Last column, by place: 0 lies in the {RULE}. {counted(list(verdicts.values()))}"
     columns = ["Run", *(HEADS.get(n, html.prose(n.replace("_", " "))) for n in lines), "Value", "Real images", ""]
-    return table_of(columns, rows, title, note)
+    return table_of(columns, rows, title, " ".join(notes))
+
+
+def told_apart(found: Sequence[Figure]) -> tuple[list[str], list[str]]:
+    """A remark for each figure of a ranking, and how they were come to."""
+    order = [("", figure) for figure in found if figure.row.value is not None]
+    verdicts = compared(order)
+    remarks = [remark(order, place, verdicts) for place in range(len(order))] + [""] * (len(found) - len(order))
+    if not verdicts:
+        return remarks, []
+    return remarks, [f"Not distinguishable: 0 lies in the {RULE}. {counted(list(verdicts.values()))}"]
 
 
 def shown(line: str, found: Sequence[Figure]) -> bool:

@@ -42,8 +42,8 @@ def same_noise(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def counted(verdicts: Sequence[Difference | None]) -> str:
-    """How many comparisons were made, and how many of them would be marked were nothing different."""
+    """How many comparisons were made, and how many of them would be told apart were nothing different."""
     made = sum(verdict is not None for verdict in verdicts)
     if not made:
         return "No comparison: that takes two sets or more."
-    return f"{made} comparison{'s' if made > 1 else ''}; were nothing different, about {made / 20:.2g} would be marked."
+    return f"{made} comparison{'s' if made > 1 else ''}; were nothing different, about {made / 20:.2g} would be told apart."
