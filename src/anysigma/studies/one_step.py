@@ -34,8 +34,8 @@ class OneStep(Study):
     """f_θ^(T)(x_T), DDIM eq. 9, beside the images that the sampler, its η at 0, makes of the same x_T.
 
     x_T says next to nothing about x_0, so the best prediction is the data's mean; what the network's output misses of its
-    target reaches x_0 multiplied by `amplification`: where that is much (eps), its error is all there is to see. `n` images are
-    measured, `shown` drawn; `steps`: S of the images beside them, T where T is smaller; `seed` names the noise, `block`
+    target reaches x_0 multiplied by `amplification`: where that is much (eps), its error is all there is to see. `n` images
+    are measured, `shown` drawn; `steps`: S of the images beside them, T where T is smaller; `seed` names the noise, `block`
     images at once. Rank 0 computes it alone.
     """
 
