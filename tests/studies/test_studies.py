@@ -15,11 +15,13 @@ from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.noise import ImageNoise
 from anysigma.diffusion.parameterizations import X0, Eps, V
+from anysigma.diffusion.samplers.amplification import Amplifies
 from anysigma.diffusion.samplers.base import AlongTau, Step
 from anysigma.diffusion.samplers.dpmpp import DPMSolverPP
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.sigma import Eta, SigmaHat
 from anysigma.diffusion.samplers.tau import Trailing, Uniform
+from anysigma.diffusion.schedules.cosine import Cosine
 from anysigma.diffusion.schedules.linear import Linear
 from anysigma.diffusion.schedules.zero_terminal_snr import ZeroTerminalSNR
 from anysigma.studies.base import CannotServe, Model
@@ -27,7 +29,7 @@ from anysigma.studies.consistency import Consistency
 from anysigma.studies.generated import path, sampled
 from anysigma.studies.interpolation import Interpolation, slerp
 from anysigma.studies.lineup import each_S
-from anysigma.studies.one_step import OneStep, amplification, errors_at_T, mean_and_spread
+from anysigma.studies.one_step import OneStep, amplification, errors_at_T, mean_and_spread, seen
 from anysigma.studies.plane import Plane, to_point, to_ring
 from anysigma.studies.reconstruction import Reconstruction, squared_error, there_and_back
 from anysigma.studies.trajectory import BUDGET, Trajectory, states
@@ -270,6 +272,42 @@ def test_a_solver_without_eta_serves_where_none_is_needed(blobs):
     assert [row[0] for row in result.tables[0].rows] == ["η = 0", "η = 1", "DPMSolverPP"]
 
 
+def cosine(m=0.1, v=0.16, parameterization=None):
+    return model_of(gaussian(GaussianProcess(Cosine()), torch.full(SHAPE, m, dtype=torch.float64), v, parameterization))
+
+
+def test_reconstruction_reaches_S_T_where_all_steps_would_be_refused():
+    held_out, unclipped = images(4), replace(SAMPLER, clip=False)
+    study = Reconstruction(n=4, steps=[10, 100, 1000], block=4, shown=2)
+    with pytest.raises(Amplifies):  # at S = T, as it stands
+        replace(unclipped, steps=None).check(cosine().denoiser.process, Eps())
+    result = study.run(cosine(), replace(unclipped, tau=Uniform()), data_of(held_out), None, None)
+    last = 935
+    assert cosine().denoiser.process.alpha(last) >= 0.01 > cosine().denoiser.process.alpha(last + 1)
+    assert [row.params["S"] for row in result.rows] == [10, 100, last]
+    errors = [row.value for row in result.rows]
+    assert errors[0] > 5 * errors[1] > 25 * errors[2] and errors[2] < 1e-5
+    assert (result.card["tau"], result.card["S"]) == (f"UpTo(rule=Uniform(), last={last})", [10, 100, last])
+    assert result.tables[0].rows[-1][-1] == "0.0001"  # the paper's at S = 1000, which was asked for
+    assert f"1..{last}, α = 0.01 at its end, not from 1..1000: the unclipped step from t=1000 to 999" in result.lines[0]
+
+
+def test_reconstruction_takes_every_step_where_none_is_refused():
+    for model in (cosine(parameterization=V()), model_of(gaussian(GaussianProcess(Linear()), torch.zeros(SHAPE), 0.2))):
+        result = Reconstruction(2, [1000], 2, 2).run(model, SAMPLER, data_of(images(2)), None, None)
+        assert result.card["tau"] == "Trailing()" and result.rows[0].params["S"] == 1000 and len(result.lines) == 1
+
+
+def test_an_S_that_is_refused_is_left_out_with_its_reason():
+    x0 = model_of(gaussian(GaussianProcess(Linear()), torch.zeros(SHAPE), 0.2, X0()))
+    uniform, data = replace(SAMPLER, tau=Uniform()), data_of(images(2))
+    result = Reconstruction(2, [10, 100], 2, 2).run(x0, uniform, data, None, None)
+    assert [row.params["S"] for row in result.rows] == [100]
+    assert result.lines[0].startswith("reconstruction: S = 10 is left out: the unclipped step from t=1 to 101 multiplies")
+    with pytest.raises(CannotServe, match=r"S = 10 is left out.*sampler/tau=trailing"):
+        Reconstruction(2, [10], 2, 2).run(x0, uniform, data, None, None)
+
+
 def test_what_needs_an_encoder_or_eta_says_so_in_one_line(blobs):
     for study, sampler, data, why in (
         (Reconstruction(2, [10], 2, 2), SOLVER, data_of(images(2)), "DPMSolverPP has no encoder; use sampler=ddim"),
@@ -328,11 +366,20 @@ def test_one_step_is_the_mean_and_the_amplified_error(process, parameterization,
     # f(x_T) = m + √α v/c (x_T - √α m): all that x_T says of x_0.
     assert value(perfect, "one_step_rmse_to_mean") == pytest.approx(math.sqrt(a) * v, rel=0.25, abs=1e-4)
     assert value(perfect, "one_step_sd") < value(perfect, "data_sd") / 20
+    assert "one step: nearly the mean of the data. " in perfect.lines[0] and value(perfect, "one_step_saturated") < 0.05
     wrong = Denoiser(Off(exact.network, by), q, parameterization)
     result = study.run(model_of(wrong), SAMPLER, data_of(images(16), train), None, None)
     assert value(result, "one_step_rmse_to_mean") == pytest.approx(amplified, rel=0.02)
+    says = "the picture is the network's error, amplified" if amplified > 1 else "nearly the mean of the data"
+    assert f"one step: {says}. " in result.lines[0] and f"times {amplification(q, parameterization):.4g}" in result.lines[0]
+    assert (value(result, "one_step_saturated") > 0.9) == (amplified > 1) and result.card["limit"] is None
     assert all(math.isfinite(row.value) for row in result.rows)
     assert result.card["tau"] == "Explicit(values=(1000,))" and result.card["S"] == 1
+
+
+def test_what_one_step_shows_follows_from_how_far_it_lies():
+    assert seen(0.1) == "nearly the mean of the data" and seen(1000) == "the picture is the network's error, amplified"
+    assert seen(0.5) == "the mean of the data under the network's error, amplified"
 
 
 def test_the_error_at_T_is_that_of_the_output_and_of_eps(process):
