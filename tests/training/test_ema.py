@@ -65,6 +65,10 @@ def test_the_decay_warms_up_to_its_value():
     assert ema.decay_at(889) < 0.99 and ema.decay_at(891) == 0.99 and ema.decay_at(10**9) == 0.99
 
 
+def test_the_decay_that_nobody_names_is_ddpms():
+    assert EMA(denoiser()).decay == 0.9999 and EMA(denoiser()).warmup
+
+
 def test_without_warmup_the_decay_is_itself_from_the_first_step():
     source = denoiser(Scalar(1.0))
     ema = EMA(source, 0.9, warmup=False)
