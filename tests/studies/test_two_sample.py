@@ -20,7 +20,7 @@ from anysigma.report.results import Result
 from anysigma.studies.base import Model
 from anysigma.studies.two_sample import HALVES, TwoSample, levelled, most, place, row, verdict
 
-DEFAULT = {"n": None, "folds": 5, "trees": 30, "splits": 5, "seed": 0, "block": 64, "cache": None}
+DEFAULT = {"n": None, "folds": 5, "repeats": 1, "trees": 30, "splits": 5, "seed": 0, "block": 64, "cache": None}
 
 
 def study(**changes):
@@ -87,6 +87,14 @@ def test_accuracy_is_of_images_the_forest_has_not_seen():
     assert study(seed=1).accuracy(a, b) != study().accuracy(a, b)
 
 
+def test_repeats_are_cuts_of_their_own_and_the_accuracy_their_mean():
+    """Rows a little apart: several cuts scatter less than one, about the same mean."""
+    a, b = (np.random.default_rng(seed).normal(size=(60, 5)) for seed in (0, 1))
+    x, y = np.concatenate([a, b + 0.3]), np.repeat([0, 1], 60)
+    each = [study(trees=10)._right(x, y, repeat) for repeat in range(4)]
+    assert study(trees=10, repeats=4).accuracy(a, b + 0.3) == pytest.approx(np.mean(each)) and len(set(each)) > 1
+
+
 def test_real_halves_are_disjoint_and_of_all_real_images(monkeypatch):
     seen = []
     monkeypatch.setattr(TwoSample, "accuracy", lambda self, a, b: seen.append((a, b)) or 0.5)
@@ -123,7 +131,13 @@ def test_what_is_compared_is_said_and_bounded(tmp_path, digits):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"folds": 1}, "2 folds"), ({"trees": 0}, "1 tree"), ({"splits": 1}, "2 draws"), ({"n": 3}, "needs an image")],
+    [
+        ({"folds": 1}, "2 folds"),
+        ({"repeats": 0}, "1 repeat"),
+        ({"trees": 0}, "1 tree"),
+        ({"splits": 1}, "2 draws"),
+        ({"n": 3}, "needs an image"),
+    ],
 )
 def test_bad_input_is_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as error:
