@@ -54,7 +54,7 @@ class Speed(Study):
             self._once(model, at_S(sampler, every[0]))
             jobs = [S for S in every for _ in range(self.repeats)]
             seconds = [self._once(model, at_S(sampler, S)) for S in progress(jobs, len(jobs), "speed")]
-            each = dict(zip(every, torch.tensor(seconds).split(self.repeats), strict=True))
+            each = dict(zip(every, torch.tensor(seconds, dtype=torch.float64).split(self.repeats), strict=True))
             report(result, each, self.block)
             result.arrays["speed"] = {f"seconds_S{S}": some.numpy() for S, some in each.items()}
         return result
