@@ -117,7 +117,7 @@ def test_the_place_among_real_halves_and_what_one_more_would_stay_below():
 
 def test_what_is_compared_is_said_and_bounded(tmp_path, digits):
     denoiser = gaussian(GaussianProcess(Linear(T=10)), torch.zeros(1, 8, 8), 0.25)
-    sampler = Generalized(steps=5, sigma=Eta(0.0), tau=Uniform(), clip=False)
+    sampler = Generalized(steps=5, sigma=Eta(0.0), tau=Uniform(), clip=True)
     model = Model(denoiser, (1, 8, 8), {"step": 1})
     result = study(n=40, splits=2, trees=5).run(model, sampler, digits, None, tmp_path)
     card = {"n": 40, "folds": 5, "trees": 5, "grey_levels": 17, "seed": 0, "reference": "40 of 360 held-out images"}
