@@ -121,7 +121,7 @@ def composed(*words):
     ],
 )
 def test_what_it_rescales_is_typed(words, kind, T):
-    cfg = composed(*words)
+    cfg = composed("parameterization=v", *words)
     check_train(cfg)
     schedule = build(cfg.schedule)
     assert schedule.T == T and torch.equal(schedule.alpha, ZeroTerminalSNR(kind).alpha)
@@ -132,6 +132,8 @@ def test_the_words_for_v_build_and_those_for_eps_end_in_one_line():
     with pytest.raises(ValueError, match=r"zero_terminal_snr.*parameterization=v") as refused:
         build(composed().job.module.denoiser)
     assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"zero_terminal_snr.*parameterization=v"):  # before anything heavy is built
+        check_train(composed())
     build(composed("parameterization=v").job.module.denoiser)
     build(composed("parameterization=x0").job.module.denoiser)
 
