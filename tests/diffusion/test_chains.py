@@ -27,13 +27,13 @@ def test_the_generative_chain_is_markov(process, sigma):
     def walk(sampler, start, draws):
         return list(sampler.trajectory(denoiser, start, CountingNoise(x_T.shape, draws)))
 
-    whole = walk(Generalized(steps=None, sigma=sigma, tau=tau, clip=False), x_T, noises)
+    whole = walk(Generalized(steps=None, sigma=sigma, tau=tau, clip=False, limit=None), x_T, noises)
     with pytest.warns(UserWarning, match="pure noise"):
-        rest = walk(Generalized(steps=None, sigma=sigma, tau=tau[:3], clip=False), whole[1].x_s, noises[2:])
+        rest = walk(Generalized(steps=None, sigma=sigma, tau=tau[:3], clip=False, limit=None), whole[1].x_s, noises[2:])
     assert all(torch.equal(a.x_s, b.x_s) for a, b in zip(whole[2:], rest, strict=True))
-    solver = walk(DPMSolverPP(steps=None, tau=tau, clip=False), x_T, ())
+    solver = walk(DPMSolverPP(steps=None, tau=tau, clip=False, limit=None), x_T, ())
     with pytest.warns(UserWarning, match="pure noise"):
-        rest = walk(DPMSolverPP(steps=None, tau=tau[:3], clip=False), solver[1].x_s, ())
+        rest = walk(DPMSolverPP(steps=None, tau=tau[:3], clip=False, limit=None), solver[1].x_s, ())
     assert not torch.allclose(solver[2].x_s, rest[0].x_s)  # a solver that looks back is no Markov chain
 
 
@@ -130,5 +130,7 @@ def test_with_more_steps_ddim_comes_to_the_flow_as_1_over_S():
     expected, errors = flow(q, 0, x_T / q.alpha(q.T).sqrt(), m, v), []
     for S in (64, 128, 256, 512, 1024):
         tau = [(i + 1) * q.T // S for i in range(S)]
-        errors.append((Generalized.with_eta(None, 0.0, tau, False)(denoiser, x_T, no_noise) - expected).abs().max().item())
+        errors.append(
+            (Generalized.with_eta(None, 0.0, tau, False, limit=None)(denoiser, x_T, no_noise) - expected).abs().max().item()
+        )
     assert all(0.8 < math.log2(a / b) < 1.2 for a, b in pairwise(errors)), errors

@@ -30,7 +30,7 @@ def test_a_sub_sequence_of_a_schedule_is_a_schedule(process, tau, eta):
     draws = torch.eye(1 + S, dtype=torch.float64)[1:, :, None]
     rows = x_0.expand(1 + S, 1)
     expected = [x for _, x in joint(along(process, tau), rows, Eta(eta), CountingNoise((1 + S, 1), draws))]
-    walk = Generalized.with_eta(None, eta, tau, False).trajectory(
+    walk = Generalized.with_eta(None, eta, tau, False, limit=None).trajectory(
         point_mass(process, x_0), expected[0], CountingNoise((1 + S, 1), draws[1:]) if eta > 0 else no_noise
     )
     states = [expected[0], *(step.x_s for step in walk)]
