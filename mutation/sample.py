@@ -53,9 +53,12 @@ def main() -> int:
     exit_codes: dict[str, int | None] = {}
     for zone, one in zones.items():
         names = [mutant.name for mutant in chosen if mutant.zone == zone]
-        if names:
-            exit_codes |= run(zone, one, names, given.processes)
-    return report(chosen, exit_codes, len(every))
+        try:
+            exit_codes |= run(zone, one, names, given.processes) if names else {}
+        except RuntimeError as stopped:
+            print(f"{zone}: {stopped}\n")
+    done = [mutant for mutant in chosen if mutant.name in exit_codes]
+    return max(report(done, exit_codes, len(every)), int(done != chosen))
 
 
 def mutants(zone: str, patterns: list[str]) -> list[Mutant]:
@@ -132,7 +135,7 @@ def tried(place: Path, names: list[str], processes: int) -> dict[str, int | None
     with open(place.with_suffix(".log"), "a") as log:
         done = subprocess.run(command, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise SystemExit(f"mutmut stopped with {done.returncode}: the end of {log.name} says why")
+        raise RuntimeError(f"mutmut stopped with {done.returncode}: the end of {log.name} says why")
     metas = (json.loads(path.read_text()) for path in (place / "mutants").rglob("*.meta"))
     codes = {name: code for meta in metas for name, code in meta["exit_code_by_key"].items()}
     return {name: codes[name] for name in names}
@@ -165,7 +168,7 @@ def report(chosen: list[Mutant], exit_codes: dict[str, int | None], of: int) -> 
     for zone in sorted({mutant.zone for mutant in chosen}):
         mine = [exit_codes[mutant.name] in FOUND for mutant in chosen if mutant.zone == zone]
         print(f"{zone}: {sum(mine)} of {len(mine)} found")
-    share = sum(code in FOUND for code in exit_codes.values()) / len(chosen)
+    share = sum(code in FOUND for code in exit_codes.values()) / max(1, len(chosen))
     print(f"{share:.1%} of {len(chosen)} found, drawn from {of}; {unsaid} survivors not said why")
     return int(share < WANTED or unsaid > 0)
 

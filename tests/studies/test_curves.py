@@ -19,7 +19,7 @@ SHAPE, N, SEED = (1, 4, 4), 3, 5
 
 def test_settling_is_the_root_mean_squared_difference_on_0_to_1(process):
     denoiser = mixture(process, 1.5 * randn(4, *SHAPE, seed=3).sign(), 0.01)  # clamped to [-1, 1] where it is compared
-    sampler = Generalized.with_eta(7, 0.0, Trailing(), False)
+    sampler = Generalized.with_eta(7, 0.0, Trailing(), False, limit=None)
     study = Trajectory(samplers={"ddim": sampler}, n=N, frames=2, seed=SEED)
     plot = study.run(Model(denoiser, SHAPE, {}), sampler, None, None, None).plots["trajectory_settling"]
     x_T = ImageNoise(range(N), SHAPE, SEED)()

@@ -62,7 +62,7 @@ class Unasked(torch.nn.Module):
 
     def __init__(self, denoiser):
         super().__init__()
-        self.process = denoiser.process
+        self.process, self.parameterization = denoiser.process, denoiser.parameterization
 
     def forward(self, x_t, t):
         raise AssertionError("asked")
