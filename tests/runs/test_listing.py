@@ -5,11 +5,11 @@ from anysigma.runs import listing
 
 def test_a_run_whose_results_cannot_be_read_is_a_line_among_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(listing, "read", lambda path: {"step": 3})
-    for name, results in {"a": {"format": 1}, "b": {"format": 2, "lines": ["fd_digits 7.25"]}, "c": None}.items():
+    for name, results in {"a": {"format": 1}, "b": {"format": 3, "lines": ["fd_digits 7.25"]}, "c": None}.items():
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "checkpoints" / "last.ckpt").touch()
         if results:
             (tmp_path / name / "results.json").write_text(json.dumps(results))
     old, new, unfinished = listing.listing(tmp_path)
-    assert old.startswith("a  ") and "format 1, this version reads 2; measure again" in old
+    assert old.startswith("a  ") and "format 1, this version reads 3; measure again" in old
     assert (new, unfinished) == ("b  step 3  fd_digits 7.25", "c  step 3  not finished")
