@@ -81,6 +81,10 @@ def test_in_wide_features_the_distance_alone_is_anchored_for_as_long_as_allowed(
     found = anchors(train, held_out, 360, 4, features)
     assert found.keys() == {"fd_digits"}
     assert found["fd_digits"][HELD_OUT].value == pytest.approx(frechet(held_out, train, features), rel=1e-4)
+    narrow = to_held_out(train, held_out, 360, 8, features)
+    monkeypatch.setattr(module, "WIDE", 64)
+    assert to_held_out(train, held_out, 360, 8, features).value == pytest.approx(narrow.value, rel=1e-3)
+    monkeypatch.setattr(module, "WIDE", 32)
     monkeypatch.setattr(module, "SECONDS", 0)
     assert anchors(train, held_out, 360, 50, features)["fd_digits"][SPLITS].draws == 2
 

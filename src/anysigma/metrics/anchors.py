@@ -14,7 +14,7 @@ from torch import Tensor
 from anysigma.diffusion.noise import stream
 from anysigma.machine.progress import Item, progress
 from anysigma.metrics.fidelity import Features, Measure, at_most, frechet, measures, own, the_distance
-from anysigma.metrics.frechet import Moments
+from anysigma.metrics.frechet import WIDE, Moments
 from anysigma.metrics.statistics import mean_and_error
 
 SPLITS, HELD_OUT, REDRAWN, TRAINING = (
@@ -24,7 +24,6 @@ SPLITS, HELD_OUT, REDRAWN, TRAINING = (
     "training images",  # n of them against the held-out images
 )
 SECONDS = 300  # at most, for a kind of anchor; the number of draws says what came of it
-WIDE = 512  # features: from here on the distance alone is anchored, by its closed form
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
 Anchors = dict[str, dict[str, "Anchor"]]
@@ -66,7 +65,7 @@ def anchors(train: Tensor, held_out: Tensor, n: int, splits: int, features: Feat
         sets = torch.randperm(len(held_out), generator=stream(0)).split(n)[: len(held_out) // n]
         pairs[HELD_OUT] = ([(held_out[one], train) for one in sets], len(sets))
         pairs[SPLITS] = (real_splits(torch.cat([train, held_out]), n, splits), splits)
-    measure = wide if features.num_features > WIDE else measures
+    measure = wide if features.num_features > WIDE else measures  # wide: the distance alone, by its closed form
     found: Anchors = {}
     for kind, (draws, count) in reversed(pairs.items()):
         values = within(SECONDS, (measure(one, rest, features) for one, rest in draws), count, kind)
@@ -77,8 +76,14 @@ def anchors(train: Tensor, held_out: Tensor, n: int, splits: int, features: Feat
 
 def to_held_out(train: Tensor, held_out: Tensor, n: int, splits: int, features: Features) -> Anchor:
     """The distance of n training images to n held-out ones: what the generated images' own is read against."""
-    reference, draw = at_most(held_out, n), few_of(train, n, max(2, splits // 4))
-    return Anchor.of([frechet(own(one, features), own(reference, features), features) for one in draw])
+    reference, draws = own(at_most(held_out, n), features), max(2, splits // 4)
+    asked = (own(one, features) for one in few_of(train, n, draws))
+    if features.num_features > WIDE:
+        moments = Moments.of(reference)
+        values = (moments.distance(Moments.of(one)) for one in asked)
+    else:
+        values = (frechet(one, reference, features) for one in asked)
+    return Anchor.of(within(SECONDS, values, draws, f"{TRAINING}, to held-out ones"))
 
 
 def few_of(train: Tensor, n: int, draws: int) -> Iterator[Tensor]:
