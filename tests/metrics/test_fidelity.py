@@ -1,15 +1,18 @@
 """Distances: two libraries agree, a set is at distance 0 of itself, unequal n is refused."""
 
+import hashlib
 import os
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from anysigma.data.digits import Digits
+from anysigma.metrics import inception
 from anysigma.metrics.features import ClassifierFeatures, NoFeatures, none
-from anysigma.metrics.fidelity import Monitor, at_most, distance, measures
-from anysigma.metrics.inception import InceptionFeatures
-from anysigma.metrics.resnet import CifarResNet56
+from anysigma.metrics.fidelity import Monitor, at_most, distance, measures, registered
+from anysigma.metrics.inception import InceptionFeatures, fitting
+from anysigma.metrics.resnet import CifarResNet56, ResNet
 from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.studies.quality import RealImages
 
@@ -118,6 +121,17 @@ def test_kid_precision_and_recall_are_those_of_torch_fidelitys_own_functions(fea
     assert min(prc["precision"], prc["recall"]) > 0.8
 
 
+def test_distances_are_taken_from_the_features_and_the_inception_score_from_the_logits_behind_them():
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    FEATURE_EXTRACTORS_REGISTRY.pop("anysigma-vectors-3", None)
+    extractor, rows = FEATURE_EXTRACTORS_REGISTRY[registered(3)], torch.arange(10).reshape(2, 5)
+    layer = extractor.get_default_feature_layer_for_metric
+    assert layer("isc") == "logits" and {layer(metric) for metric in ("fid", "kid", "prc")} == {"features"}
+    features, logits = extractor("vectors", ["features", "logits"])(rows)
+    assert torch.equal(features, rows[:, :3]) and torch.equal(logits, rows[:, 3:])
+
+
 def test_memorised_images_are_precise_and_one_image_recalls_nothing(features, digits):
     copies = measured_images(digits.train[:360], digits.train[:360], features)
     same = measured_images(digits.train[:1].expand(360, -1, -1, -1), digits.train, features)
@@ -156,6 +170,41 @@ def test_the_inception_path_works_and_says_that_its_weights_are_foreign(random_i
         InceptionFeatures(str(random_inception))
 
 
+def test_inception_takes_one_or_three_channels_and_the_file_whose_digits_are_given(random_inception):
+    digits = hashlib.sha256(random_inception.read_bytes()).hexdigest()[:8]
+    features = fitting((3, 8, 9), str(random_inception), digits)
+    grey = torch.randint(0, 256, (2, 1, 8, 9), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert torch.equal(features(grey), features(grey.repeat(1, 3, 1, 1)))
+    assert features(grey).shape == (2, 2048) and features.both(grey)[1].shape == (2, 1008)
+    with pytest.raises(ValueError, match="takes 1 or 3 channels, these images have 2"):
+        features(grey.expand(-1, 2, -1, -1))
+    with pytest.raises(NoFeatures, match="takes 1 or 3 channels, these images have 2"):
+        fitting((2, 3, 3), str(random_inception), digits)
+
+
+def test_inceptions_weights_are_fetched_once_and_an_absent_network_is_one_line(tmp_path, monkeypatch):
+    fetched = []
+
+    def fetch(url, path, hash_prefix):
+        fetched.append(hash_prefix)
+        with open(path, "w") as file:
+            file.write("weights")
+
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(inception, "FOLDER", tmp_path / "cache" / "torch")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    path = inception.downloaded()
+    assert inception.downloaded() == path and path.read_text() == "weights" and fetched == ["6726825d"]
+    path.unlink()
+    assert inception.downloaded() == path and len(fetched) == 2
+    path.unlink()
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(FileNotFoundError, match=r"could not be fetched \(no network\)"):
+        inception.downloaded()
+
+
 def test_weights_that_are_no_state_dict_run_no_code(tmp_path):
     canary, path = tmp_path / "canary", tmp_path / "hostile.pth"
 
@@ -186,6 +235,45 @@ def test_the_cifar_resnet_has_its_published_error():
     assert wrong == pytest.approx(0.0661, abs=3 * (0.0661 * 0.9339 / 2000) ** 0.5)
     with pytest.raises(ValueError, match="take 3x32x32"):
         features(images[:1, :1])
+
+
+def resnet56_by_hand(state, images):
+    """He et al. 2016, section 4.2, over the tensors of the file."""
+
+    def conv(x, at, norm, stride=1):
+        x = F.conv2d(x, state[f"{at}.weight"], stride=stride, padding=1)
+        mean, var, weight, bias = (state[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(x, mean, var, weight, bias)
+
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    h = F.relu(conv((images / 255 - mean) / std, "conv1", "bn1"))
+    for stage, width in ((1, 16), (2, 32), (3, 64)):
+        for i in range(9):
+            at, more = f"layer{stage}.{i}", (width - h.shape[1]) // 2
+            stride = 2 if more else 1
+            inner = F.relu(conv(h, f"{at}.conv1", f"{at}.bn1", stride))
+            shortcut = F.pad(h[:, :, ::stride, ::stride], (0, 0, 0, 0, more, more))
+            h = F.relu(conv(inner, f"{at}.conv2", f"{at}.bn2") + shortcut)
+    return h.mean((2, 3))
+
+
+def test_the_cifar_resnet_is_the_published_architecture(tmp_path):
+    torch.manual_seed(0)
+    state, path = ResNet(9).state_dict(), tmp_path / "random.th"
+    for name, tensor in state.items():
+        if name.endswith(("running_mean", "bias")):
+            tensor.copy_(0.1 * torch.randn(tensor.shape))
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, path)
+    assert sum(tensor.dim() > 1 for tensor in state.values()) == 56
+    features = CifarResNet56(str(path), hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+    images = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    torch.testing.assert_close(features(images), resnet56_by_hand(state, images))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert features(images).dtype == torch.float32
+    with pytest.raises(ValueError, match="take 3x32x32 images, not 1x32x32"):
+        features(images[:, :1])
+    with pytest.raises(ValueError, match="expected 4bfd9763"):
+        CifarResNet56(str(path))
 
 
 def test_the_cifar_resnet_without_weights_says_what_it_needs():

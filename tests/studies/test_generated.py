@@ -10,8 +10,9 @@ from anysigma.diffusion.samplers.base import AlongTau, Step
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.sigma import Eta
 from anysigma.diffusion.samplers.tau import Trailing
+from anysigma.studies import generated as module
 from anysigma.studies.base import Model
-from anysigma.studies.generated import generated
+from anysigma.studies.generated import cost, generated, spoken
 
 SHAPE = (1, 2, 2)
 
@@ -68,3 +69,20 @@ class Unasked(torch.nn.Module):
         raise AssertionError("asked")
 
     clipped = forward
+
+
+def test_the_cost_is_a_blocks_time_times_all_blocks_and_steps_shared_by_the_processes(model, monkeypatch):
+    now = iter([0.0, 100.0, 103.0])  # the first call is not counted: 3 s a block
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(module, "rank_and_world", lambda: (0, 2))
+    samplers = [Generalized(steps=S, sigma=Eta(0.0), tau=Trailing(), clip=True) for S in (5, 15)]
+    said = cost(model, samplers, 9, 4)  # 3 blocks of 4, 20 evaluations of each: 60 of 3 s, by two processes
+    assert said == "2 settings, 9 images each: 240 network evaluations, about 90 s here, if none were made before"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(1.25, "1.2 s"), (120, "1.2e+02 s"), (600, "10 min"), (7200, "1.2e+02 min"), (9000, "2.5 h"), (432000, "5 days")],
+)
+def test_a_duration_is_told_in_the_unit_that_fits(seconds, words):
+    assert spoken(seconds) == f"about {words} here, if none were made before"

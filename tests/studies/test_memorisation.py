@@ -17,10 +17,10 @@ from anysigma.diffusion.schedules.linear import Linear
 from anysigma.metrics.anchors import HELD_OUT
 from anysigma.metrics.features import ClassifierFeatures
 from anysigma.report.results import Result
-from anysigma.studies import memorisation
+from anysigma.studies import memorisation, speed
 from anysigma.studies.base import Model
 from anysigma.studies.memorisation import Memorisation, Tails, in_pixels, nearest, pixels, shifted, views
-from anysigma.studies.speed import Speed
+from anysigma.studies.speed import Speed, processor, report
 
 N = 360
 
@@ -117,6 +117,11 @@ def test_the_expected_share_and_its_spread_are_those_of_two_samples_of_one_law(n
     assert tails[0].expected == pytest.approx(max(1, round(0.01 * (m + 1))) / (m + 1))
 
 
+def test_the_spread_of_one_and_of_two_images_beside_one_other_is_exact():
+    assert Tails.of(torch.rand(1), torch.rand(1)).sd == pytest.approx(0.5)  # 0 and 1 are equally likely
+    assert Tails.of(torch.rand(2), torch.rand(1)).sd == pytest.approx((1 / 6) ** 0.5)  # so are 0, 1/2 and 1
+
+
 def test_the_views_are_18_and_small_directions_stay():
     assert len(set(views((5, 1, 8, 8)))) == 18 and (0, 0, False) in views((5, 1, 8, 8))
     assert list(views((5, 2, 1, 1))) == [(0, 0, False), (0, 0, True)]
@@ -163,3 +168,24 @@ def test_speed_gives_both_figures_at_every_s_that_t_allows():
     assert values.keys() == {(m, S) for m in ("seconds_per_image", "images_per_second") for S in (2, 5)}
     assert all(value > 0 for value in values.values())
     assert result.card["threads"] == torch.get_num_threads() and result.card["device"] == "cpu"
+
+
+def test_rates_and_seconds_an_image_are_means_over_the_repeats_with_their_errors():
+    result = Result("speed", card={"threads": 1, "device_name": "a CPU"})
+    seconds = {2: torch.tensor([1.0, 2.0], dtype=torch.float64), 5: torch.tensor([4.0, 4.0], dtype=torch.float64)}
+    report(result, seconds, block=4)
+    found = {(row.metric, row.params["S"]): (row.value, row.error, row.better) for row in result.rows}
+    assert found["images_per_second", 2] == pytest.approx((3, 1, 1)) and found["images_per_second", 5] == (1, 0, 1)
+    assert found["seconds_per_image", 2] == pytest.approx((0.375, 0.125, -1)) and found["seconds_per_image", 5] == (1, 0, -1)
+    assert {(row.n, row.params["block"]) for row in result.rows} == {(2, 4)}
+    (table,) = result.tables
+    assert table.rows == [["2", "3", "2 to 4", "0.375"], ["5", "1", "1 to 1", "1"]] and len(table.columns) == 4
+    assert table.note == "blocks of 4 images, 1 thread, a CPU"
+    (curve,) = result.plots["speed"].curves
+    assert curve.x == [2, 5] and curve.y == pytest.approx((3, 1)) and curve.error == pytest.approx([1, 0])
+    assert result.lines == ["speed: S = 2 3 images/s, S = 5 1 images/s"]
+
+
+def test_the_processor_is_named_as_linux_tells_it(monkeypatch):
+    monkeypatch.setattr(speed.Path, "read_text", lambda _: "vendor_id\t: A\nmodel name\t: A 5: 2 GHz\nmodel name\t: other\n")
+    assert processor() == "A 5: 2 GHz"

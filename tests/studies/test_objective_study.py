@@ -143,11 +143,18 @@ def test_the_perturbed_network_is_another_and_the_same_for_a_seed(short):
     assert (denoiser.network.means == 1).all() and 0.1 < (one - 1).std() < 0.6
 
 
+def test_the_perturbation_is_in_proportion_to_the_weights(short):
+    one, three = (perturbed(gaussian(short, k * torch.ones(SHAPE), 0.09), 0.3, 0).network.means for k in (1, 3))
+    torch.testing.assert_close(three, 3 * one)
+
+
 def test_what_is_shown():
     result = run(exact(GaussianProcess(Linear(10))), n=20)
     assert len(result.tables[0].rows) == 6 and len(result.rows) == 24
     first, second, line = result.plots["objective"].curves
     assert len(first.x) == len(second.x) == 3 and line.y[0] == line.y[1] == pytest.approx(result.rows[3].value)
+    gaps = [row.error for row in result.rows if row.metric == "J_sigma - L_gamma"]
+    assert [*first.error, *second.error] == [*gaps[::2], *gaps[1::2]]
     assert result.card["n"] == 20 and result.card["step"] == 1
 
 

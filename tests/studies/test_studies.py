@@ -29,8 +29,8 @@ from anysigma.studies.consistency import Consistency
 from anysigma.studies.generated import path, sampled
 from anysigma.studies.interpolation import Interpolation, slerp
 from anysigma.studies.lineup import each_S
-from anysigma.studies.one_step import OneStep, amplification, errors_at_T, mean_and_spread, seen
-from anysigma.studies.plane import Plane, to_point, to_ring
+from anysigma.studies.one_step import OneStep, amplification, errors_at_T, mean_and_spread, root, seen
+from anysigma.studies.plane import Plane, exact_ones, to_point, to_ring
 from anysigma.studies.reconstruction import Reconstruction, squared_error, there_and_back
 from anysigma.studies.trajectory import BUDGET, Trajectory, states
 
@@ -382,6 +382,11 @@ def test_what_one_step_shows_follows_from_how_far_it_lies():
     assert seen(0.5) == "the mean of the data under the network's error, amplified"
 
 
+def test_the_error_of_a_root_is_that_of_the_mean_over_twice_the_root():
+    assert root(torch.tensor([3.0, 5.0])) == pytest.approx((2, 1 / 4))
+    assert root(torch.tensor([4.0])) == (2, None) and root(torch.zeros(2)) == (0, None)
+
+
 def test_the_error_at_T_is_that_of_the_output_and_of_eps(process):
     exact = gaussian(process, torch.zeros(SHAPE), 0.25, V())
     x_0, eps = 0.5 * randn(64, *SHAPE), randn(64, *SHAPE, seed=1)
@@ -424,6 +429,15 @@ def test_the_optimal_denoiser_of_few_points_gives_them_back(process):
     assert {name: picture.shape[2] for name, picture in result.pictures.items()} == dict.fromkeys(
         ("plane_samples", "plane_trajectories"), 3
     )
+
+
+def test_an_optimal_denoiser_stands_beside_the_network_with_its_card_and_the_points_it_knows(blobs):
+    train = randn(6, 2, 1, 1)
+    found = exact_ones(replace(blobs, shape=(2, 1, 1)), train, [4, 100, 4])
+    assert list(found) == ["optimal, 4 points", "optimal, 6 points"]
+    for (one, known), K in zip(found.values(), (4, 6), strict=True):
+        assert torch.equal(known, train[:K]) and one.card == blobs.card and one.shape == (2, 1, 1)
+        assert one.denoiser.process is blobs.denoiser.process
 
 
 def test_distances_in_the_plane():
