@@ -19,6 +19,7 @@ from anysigma.metrics.features import ClassifierFeatures
 from anysigma.report.results import Result
 from anysigma.studies import memorisation, speed
 from anysigma.studies.base import Model
+from anysigma.studies.generated import generated
 from anysigma.studies.memorisation import Memorisation, Tails, in_pixels, nearest, pixels, shifted, views
 from anysigma.studies.speed import Speed, processor, report
 
@@ -157,6 +158,19 @@ def test_the_nearest_are_those_of_all_pairs_however_they_are_cut(monkeypatch):
 def test_pixel_distance_is_the_root_mean_squared_difference():
     black, white = torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)
     assert nearest(pixels(black), pixels(white))[0].item() == pytest.approx(2.0)
+
+
+def test_the_study_compares_as_many_images_as_are_asked_for(features, digits, tmp_path):
+    data = SimpleNamespace(train=digits.train[:50], held_out=digits.held_out[:20], hash="h")
+    model = Model(gaussian(GaussianProcess(Linear(T=10)), torch.zeros(1, 8, 8), 0.25), (1, 8, 8), {"step": 7})
+    sampler = Generalized(steps=2, sigma=Eta(0.0), tau=Uniform(), clip=True)
+    study = Memorisation(n=6, shown=4, seed=3, block=4, cache=None)
+    result, again = study.run(model, sampler, data, features, tmp_path), Result("memorisation")
+    study.compare(again, generated(model, sampler, 6, seed=3, block=4, folder=tmp_path), data, features)
+    assert [(row.metric, row.value, row.n) for row in result.rows] == [(row.metric, row.value, 6) for row in again.rows]
+    facts = {"step": 7, "S": 2, "seed": 3, "block": 4, "n": 6, "reference": "50 training images", "features": "digits"}
+    assert facts.items() <= result.card.items() and result.study == "memorisation"
+    assert np.array_equal(result.pictures["memorisation"], again.pictures["memorisation"])
 
 
 def test_speed_gives_both_figures_at_every_s_that_t_allows():

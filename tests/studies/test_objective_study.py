@@ -11,6 +11,7 @@ from torch import nn
 from anysigma.diffusion.bound import Bound
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.gaussian import GaussianProcess
+from anysigma.diffusion.noise import stream
 from anysigma.diffusion.objective import Elbo, LGamma
 from anysigma.diffusion.parameterizations import X0, Eps, V
 from anysigma.diffusion.samplers.sigma import Eta
@@ -143,9 +144,11 @@ def test_the_perturbed_network_is_another_and_the_same_for_a_seed(short):
     assert (denoiser.network.means == 1).all() and 0.1 < (one - 1).std() < 0.6
 
 
-def test_the_perturbation_is_in_proportion_to_the_weights(short):
-    one, three = (perturbed(gaussian(short, k * torch.ones(SHAPE), 0.09), 0.3, 0).network.means for k in (1, 3))
-    torch.testing.assert_close(three, 3 * one)
+def test_the_perturbation_is_seeded_noise_in_proportion_to_the_weights(short):
+    means = torch.tensor([3.0, 1.0, 1.0]).expand(SHAPE)  # the root of their mean square is √(11/3)
+    found = perturbed(gaussian(short, means, 0.09), 0.3, 5).network.means
+    noise = torch.randn(found.shape, generator=stream(5, 1))
+    torch.testing.assert_close(found.detach().float(), (means + 0.3 * (11 / 3) ** 0.5 * noise).reshape(found.shape))
 
 
 def test_what_is_shown():

@@ -14,6 +14,7 @@ from anysigma.data.rings import Rings
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.noise import ImageNoise
+from anysigma.diffusion.objective import Elbo
 from anysigma.diffusion.parameterizations import X0, Eps, V
 from anysigma.diffusion.samplers.amplification import Amplifies
 from anysigma.diffusion.samplers.base import AlongTau, Step
@@ -26,12 +27,14 @@ from anysigma.diffusion.schedules.linear import Linear
 from anysigma.diffusion.schedules.zero_terminal_snr import ZeroTerminalSNR
 from anysigma.studies.base import CannotServe, Model
 from anysigma.studies.consistency import Consistency
+from anysigma.studies.equivalence import Objective
 from anysigma.studies.generated import path, sampled
 from anysigma.studies.interpolation import Interpolation, slerp
 from anysigma.studies.lineup import each_S
 from anysigma.studies.one_step import OneStep, amplification, errors_at_T, mean_and_spread, root, seen
 from anysigma.studies.plane import Plane, exact_ones, to_point, to_ring
 from anysigma.studies.reconstruction import Reconstruction, squared_error, there_and_back
+from anysigma.studies.schedule import Schedules
 from anysigma.studies.trajectory import BUDGET, Trajectory, states
 
 SHAPE = (1, 4, 4)
@@ -252,6 +255,32 @@ def test_a_path_is_the_samplers_own(blobs):
     states = list(path(blobs, SAMPLER, 3, seed=4))
     assert [t for t, _, _ in states] == [*(t for t, _ in SAMPLER.pairs(1000)), 0]
     assert torch.equal(states[-1][1], sampled(blobs, SAMPLER, 3, seed=4, block=3))
+
+
+def test_tables_and_curves_are_whole_and_named_and_every_picture_has_its_caption():
+    model = model_of(gaussian(GaussianProcess(Linear(T=20)), torch.zeros(SHAPE), 0.25))
+    plane = model_of(gaussian(GaussianProcess(Linear(T=20)), torch.zeros(2, 1, 1), 0.25), (2, 1, 1))
+    for study, one, data in (
+        (Reconstruction(n=4, steps=[5, 10], block=4, shown=2), model, data_of(images(6))),
+        (Interpolation(rows=1, columns=3, seed=0, block=3), model, None),
+        (Consistency(n=4, steps=[5, 10], samplers=BOTH, shown=2, seed=0, block=4), model, None),
+        (Trajectory(samplers=BOTH, n=2, frames=3, seed=0), model, None),
+        (OneStep(n=4, steps=5, shown=2, seed=0, block=4), model, data_of(images(6))),
+        (Plane(n=4, ways=2, etas=[0.0, 1.0], points=[4], seed=0, block=4), plane, rings_data()),
+        (Objective(n=3, etas=[1.0, 0.5], perturbation=0.3, seed=0, block=4), model, data_of(images(6))),
+        (Schedules({"linear": Linear(20)}, {"elbo": Elbo(1.0)}, [0.5, 1.0]), model, None),
+    ):
+        result = study.run(one, replace(SAMPLER, steps=5), data, None, None)
+        words = [result.title, result.about, *result.lines, *result.captions.values()]
+        for table in result.tables:
+            words += [table.title, *table.columns, table.note or "-" * (table.note == "" and isinstance(study, Schedules))]
+            assert table.rows and all(len(row) == len(table.columns) for row in table.rows)
+        for plot in result.plots.values():
+            words += [plot.caption, plot.x, plot.y, *(curve.label for curve in plot.curves)]
+            assert plot.curves and all(len(curve.x) == len(curve.y) > 0 for curve in plot.curves)
+        assert all(isinstance(word, str) and word for word in words), result.study
+        assert result.pictures.keys() == result.captions.keys()
+        assert not result.arrays or all(result.arrays.values())
 
 
 # Another solver, and what it cannot do

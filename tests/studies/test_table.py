@@ -117,6 +117,12 @@ def test_a_row_of_one_cell_leaves_the_others_columns_empty():
     assert [curve.label for curve in curves(found).curves] == ["η = 0", "mine", "real images"]
 
 
+def test_a_grid_is_named_for_its_tau_and_a_sampler_that_cannot_clip_has_no_word_for_it():
+    cells = {("mine", 10): distances(5.0, params={"sampler": "Mine", "tau": "Uniform()", "S": 10})}
+    assert Grid("even", cells, REAL).name == "table_even" and Grid("", cells, REAL).name == "table"
+    assert Grid("", cells, REAL).clips == {"mine": ""} and Grid("", cells, REAL).title == ", uniform τ"
+
+
 REAL = SimpleNamespace(
     features=SimpleNamespace(metric="fd_digits"), data=SimpleNamespace(source=None, train=range(1437)), n=360
 )
