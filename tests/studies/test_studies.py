@@ -30,6 +30,7 @@ from anysigma.studies.consistency import Consistency
 from anysigma.studies.equivalence import Objective
 from anysigma.studies.generated import path, sampled
 from anysigma.studies.interpolation import Interpolation, slerp
+from anysigma.studies.likelihood import Likelihood
 from anysigma.studies.lineup import each_S
 from anysigma.studies.one_step import OneStep, amplification, errors_at_T, mean_and_spread, root, seen
 from anysigma.studies.plane import Plane, exact_ones, to_point, to_ring
@@ -121,6 +122,10 @@ def test_the_reconstruction_study_measures_the_held_out_images(process, recwarn)
     assert (result.card["sigma"], result.card["clip"], result.card["tau"]) == ("Eta(eta=0.0)", False, "Uniform()")
     assert len(recwarn) == 0  # it does not start at noise
     assert result.pictures.keys() == {"reconstruction"} and result.tables[0].rows[0][-1] == "0.014"
+    plot, errors = result.plots["reconstruction_error"], result.arrays["reconstruction"]
+    assert plot.log_x and plot.log_y and errors["squared_error_S10"].mean() == pytest.approx(result.rows[0].value)
+    with pytest.raises(ValueError, match="n=0: at least 1 image"):
+        replace(study, n=0)
 
 
 def test_a_sampler_whose_tau_is_one_list_cannot_show_several_S(blobs):
@@ -268,6 +273,7 @@ def test_tables_and_curves_are_whole_and_named_and_every_picture_has_its_caption
         (OneStep(n=4, steps=5, shown=2, seed=0, block=4), model, data_of(images(6))),
         (Plane(n=4, ways=2, etas=[0.0, 1.0], points=[4], seed=0, block=4), plane, rings_data()),
         (Objective(n=3, etas=[1.0, 0.5], perturbation=0.3, seed=0, block=4), model, data_of(images(6))),
+        (Likelihood(n=3, eta=1.0, variance="sigma", steps=None, seed=0, block=4), model, data_of(images(6))),
         (Schedules({"linear": Linear(20)}, {"elbo": Elbo(1.0)}, [0.5, 1.0]), model, None),
     ):
         result = study.run(one, replace(SAMPLER, steps=5), data, None, None)

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import gaussian
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import StratifiedKFold
 
 from anysigma.data.digits import Digits
 from anysigma.diffusion.gaussian import GaussianProcess
+from anysigma.diffusion.noise import stream_seed
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.sigma import Eta
 from anysigma.diffusion.samplers.tau import Uniform
@@ -85,6 +88,16 @@ def test_accuracy_is_of_images_the_forest_has_not_seen():
     assert 0.3 < study().accuracy(a, b) < 0.7
     assert study().accuracy(a, b + 5) == 1.0 and study().accuracy(a, b) == study().accuracy(a, b)
     assert study(seed=1).accuracy(a, b) != study().accuracy(a, b)
+
+
+def test_every_row_is_judged_once_by_the_forest_of_the_other_folds():
+    a, b = (np.random.default_rng(seed).normal(size=(31, 4)) for seed in (0, 1))
+    x, y, right = np.concatenate([a, b + 0.5]), np.repeat([0, 1], 31), 0
+    seed = stream_seed(0, 2, "forest") % 2**32
+    for others, own in StratifiedKFold(3, shuffle=True, random_state=seed).split(x, y):
+        forest = RandomForestClassifier(7, random_state=seed).fit(x[others], y[others])
+        right += (forest.predict(x[own]) == y[own]).sum()
+    assert study(folds=3, trees=7)._right(x, y, 2) == right / 62
 
 
 def test_repeats_are_cuts_of_their_own_and_the_accuracy_their_mean():
