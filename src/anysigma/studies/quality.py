@@ -184,7 +184,7 @@ class RealImages:
         except NoLimit as why:
             return Row(value=None, card={"no_limit": str(why)}, **facts)
         value, error = mean_and_error(values)
-        return Row(value=value, error=error, sets=values, **facts)
+        return Row(value=value, error=error, sets=values, key=True, **facts)
 
     def card(self, sets: int) -> dict[str, Any]:
         """The protocol that all figures against these images share."""
