@@ -47,6 +47,8 @@ def test_the_closed_form_is_torch_fidelitys_distance(train, held_out, features):
 
 def test_every_measure_has_its_anchors_at_equal_counts(train, held_out, features):
     found = anchors(train, held_out, 180, 8, features)
+    limit = found.pop("fd_digits_infinite")
+    assert limit.keys() == {SPLITS} and limit[SPLITS].value < found["fd_digits"][SPLITS].value
     assert found.keys() == {"fd_digits", "kid_digits", "precision_digits", "recall_digits"}
     for some in found.values():
         assert {kind: one.draws for kind, one in some.items()} == {SPLITS: 8, HELD_OUT: 2, REDRAWN: 2}

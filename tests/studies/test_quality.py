@@ -53,13 +53,14 @@ def test_every_figure_is_that_of_the_images_made(model, data, tmp_path):
         assert rows[name].sets == pytest.approx(by_hand, rel=1e-4) and rows[name].anchors.keys() == {anchor}
         assert (rows[name].value, rows[name].error) == pytest.approx(mean_and_error(by_hand), rel=1e-4)
     assert [row.metric for row in result.rows if row.key] == ["fd_digits"]
+    assert rows["fd_digits"].n == 40 and rows["fd_digits_held_out"].n == 30
     limit = rows["fd_digits_infinite"]
     assert limit.value is None and limit.label == "Fréchet distance, N → ∞" and limit.better == -1
     assert (
         result.lines[0].startswith("fd_digits ") and " 2 sets of 40 images to the training images; 95 %: " in result.lines[0]
     )
     why = "40 images in 64 features: at least two a feature are needed"
-    assert result.lines[-1] == f"extrapolated to infinitely many images: not given: {why}"
+    assert result.lines[-1] == f"extrapolated to infinitely many images, the reference as it is: not given: {why}"
     assert np.array_equal(result.pictures["grid"], grid(images[:GRID]))
     assert np.array_equal(result.pictures["trajectory"], strip(model, SAMPLER, 3))
     expected = {
@@ -70,7 +71,7 @@ def test_every_figure_is_that_of_the_images_made(model, data, tmp_path):
 
 
 def test_without_features_it_draws_alone(model, data, tmp_path):
-    result = fidelity(n=2, save="png").run(model, SAMPLER, data, None, tmp_path)
+    result = fidelity(n=4, save="png").run(model, SAMPLER, data, None, tmp_path)
     images = generated(model, SAMPLER, GRID, seed=3, block=16, folder=tmp_path)
     assert not result.rows and np.array_equal(result.pictures["grid"], grid(images))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "images/000005.png")), images[5, 0].numpy())
@@ -86,9 +87,9 @@ def test_two_channels_are_kept_as_arrays_alone(data, tmp_path):
 
 
 def test_what_could_not_be_measured_is_one_line(data):
-    held_to_counts(2, 1, 2)
+    held_to_counts(4, 1, 2)
     held_to_counts(None, 1, 2)
-    for counts, why in (((1, 1, 2), "at least 2 images"), ((2, 0, 2), "and 1 set"), ((2, 1, 1), "at least 2 draws")):
+    for counts, why in (((3, 1, 2), "at least 4 images"), ((4, 0, 2), "and 1 set"), ((4, 1, 1), "at least 2 draws")):
         with pytest.raises(ValueError, match=why):
             held_to_counts(*counts)
         with pytest.raises(ValueError, match=why):

@@ -154,13 +154,16 @@ CIFAR10 = type("CIFAR10", (), {})
     [
         ({}, True), ({"n": 10_000}, False), ({"metric": "fd_cifar_resnet56"}, False), ({"train": range(60_000)}, False),
         ({"source": object()}, False), ({"tau": "Uniform()"}, False), ({"clip": True}, False),
-        ({"sigma": "Eta(eta=0.3)"}, False), ({"sigma": "SigmaHat()"}, False), ({"sigma": "SigmaHat()", "clip": True}, True),
+        ({"sigma": "Eta(eta=0.3)"}, False), ({"weights": "not the published ones"}, False),
+        ({"sigma": "SigmaHat()"}, False), ({"sigma": "SigmaHat()", "clip": True}, True),
     ],
 )  # fmt: skip
 def test_the_papers_rows_stand_beside_its_own_protocol_alone(changed, own):
     facts = {"metric": "fid", "source": CIFAR10(), "train": range(50_000), "n": 50_000} | changed
+    card = {"features_weights": facts.get("weights", "published")}
     real = SimpleNamespace(
-        features=SimpleNamespace(metric=facts["metric"]), n=facts["n"],
+        features=SimpleNamespace(metric=facts["metric"], card=lambda: card),
+        n=facts["n"],
         data=SimpleNamespace(source=facts["source"], train=facts["train"]),
     )  # fmt: skip
     setting = {"sampler": "Generalized", "sigma": "Eta(eta=0.0)", "tau": "Quadratic()", "clip": False, "S": 10} | changed
@@ -179,7 +182,10 @@ def test_the_best_cell_is_said_with_what_it_cannot_be_told_from():
     cells[1] = distances(10.4, shift=(0.1, 0.0, -0.1), params={"S": 2})
     result = Result("table", rows=cells)
     best(result, "fd_digits")
-    assert "not distinguishable from 1 of the others. 2 comparisons" in result.lines[0]
+    assert "not distinguishable from 1 of the others, fewer than" in result.lines[0]
+    result = Result("table", rows=[Row("fd_digits", value, sets=[value], params={"S": 1}) for value in (1.0, 2.0)])
+    best(result, "fd_digits")
+    assert "distinguishable" not in result.lines[0]
 
 
 def test_the_papers_figures_stand_at_their_s():

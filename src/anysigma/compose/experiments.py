@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from anysigma.compose.all_studies import own_folder
 from anysigma.compose.config import EvaluateConfig, TrainConfig
@@ -26,7 +27,11 @@ def hold_to_program(conf: str, words: Sequence[str]) -> None:
 
 def programs(path: Path) -> list[str]:
     """The programs whose root config has every key and group that the experiment sets."""
-    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    named = [str(key) for one in node.pop("defaults", []) if isinstance(one, dict) for key in one]
-    groups = {re.split(r"[@/]", key.removeprefix("override ").lstrip("/"))[0] for key in named}
-    return [name for name, root in ROOTS.items() if {*node, *groups} <= root.__dataclass_fields__.keys()]
+    try:
+        node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        named = [str(key) for one in node.pop("defaults", None) or [] if isinstance(one, dict) for key in one]
+    except (OSError, ValueError, AttributeError, TypeError, YAMLError):  # no mapping: Hydra says it better
+        return list(ROOTS)
+    groups = {re.split(r"[@/]", re.sub(r"^((optional|override) )*/?", "", key))[0] for key in named}
+    asked = {*node, *groups} - {"hydra"}
+    return [name for name, root in ROOTS.items() if asked <= root.__dataclass_fields__.keys()]

@@ -14,7 +14,7 @@ from torch import Tensor
 from anysigma.diffusion.noise import stream
 from anysigma.machine.progress import Item, progress
 from anysigma.metrics.fidelity import Features, Measure, at_most, frechet, measures, own, the_distance
-from anysigma.metrics.frechet import WIDE, Moments
+from anysigma.metrics.frechet import WIDE, Moments, intercept
 from anysigma.metrics.statistics import mean_and_error
 
 SPLITS, HELD_OUT, REDRAWN, TRAINING = (
@@ -71,7 +71,16 @@ def anchors(train: Tensor, held_out: Tensor, n: int, splits: int, features: Feat
         values = within(SECONDS, (measure(one, rest, features) for one, rest in draws), count, kind)
         for measured in values[0]:
             found.setdefault(measured.metric, {})[kind] = Anchor.of([one[measured] for one in values])
+    if SPLITS in pairs and features.num_features <= min(WIDE, n // 2):
+        asked = real_splits(torch.cat([train, held_out]), n, few)
+        limits = within(SECONDS, (limit(one, rest, features) for one, rest in asked), few, f"{SPLITS}, N to infinity")
+        found[f"{features.metric}_infinite"] = {SPLITS: Anchor.of(limits)}
     return found
+
+
+def limit(one: Tensor, rest: Tensor, features: Features) -> float:
+    """The distance of real images extrapolated to infinitely many: not 0, for the reference is finite too."""
+    return intercept(own(one, features), Moments.of(own(rest, features)))
 
 
 def to_held_out(train: Tensor, held_out: Tensor, n: int, splits: int, features: Features) -> Anchor:

@@ -62,12 +62,23 @@ def extrapolated(sets: Sequence[Tensor], reference: Moments) -> list[float]:
         raise NoLimit("one set alone has no error")
     if n < 2 * D:
         raise NoLimit(f"{n} images in {D} features: at least two a feature are needed")
-    counts = torch.linspace(max(FIRST * n, D + 1), n, POINTS).round().long().tolist()
+    counts = counted(n, D)
     curves = torch.stack([curve(one, counts, reference) for one in progress(sets, len(sets), "N to infinity")])
     curvature, error = mean_and_error(fitted(counts, curves, 2)[:, 2])
     if abs(curvature) > t_limit(len(sets) - 1) * error:
         raise NoLimit("the distance is not linear in 1/N within its error")
     return fitted(counts, curves, 1)[:, 0].tolist()
+
+
+def counted(n: int, D: int) -> list[int]:
+    """The N of the fit."""
+    return torch.linspace(max(FIRST * n, D + 1), n, POINTS).round().long().tolist()
+
+
+def intercept(one: Tensor, reference: Moments) -> float:
+    """One set's value of `extrapolated`, without the test of its curvature."""
+    counts = counted(*one.shape)
+    return fitted(counts, curve(one, counts, reference)[None], 1)[0, 0].item()
 
 
 def curve(one: Tensor, counts: Sequence[int], reference: Moments) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from anysigma.metrics.statistics import Difference
 from anysigma.report.figures import WAYS, Figure, Kind, agreed, collect, figures, phrase, said, varying, written
 from anysigma.report.results import Table
-from anysigma.report.verdict import RULE, counted, difference, same_noise
+from anysigma.report.verdict import counted, difference, rule, same_noise
 
 # What one compares. Every other line of the card is the protocol and has to agree.
 FREE = ("checkpoint", "step", "schedule", "weights_sha256", "sampler", "S", "sigma", "eta")
@@ -124,7 +124,8 @@ def ranking(group: Sequence[tuple[str, Figure]], which: str = "", notes: Sequenc
         for place, (name, figure) in enumerate(order, 1)
     ]  # fmt: skip
     how = WAYS[way] + ("" if way else ": not ranked")
-    notes = [f"Not distinguishable: 0 lies in the {RULE}. {counted(list(verdicts.values()))}", *notes] if way else notes
+    made = list(verdicts.values())
+    notes = [f"Not distinguishable: 0 lies in the {rule(made)}. {counted(made)}", *notes] if way else notes
     title = ", ".join(filter(None, [f"{first.row.name} · {first.title}", which, how]))
     return Table(title, ["", "", *lines, "value", "real images", ""], body, " ".join(notes))
 

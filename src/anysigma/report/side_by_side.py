@@ -9,10 +9,10 @@ from anysigma.report.against_steps import against_S
 from anysigma.report.figures import WAYS, Figure, phrase, said, varying, written
 from anysigma.report.ranking import compared, disagreements, remark
 from anysigma.report.results import Row
-from anysigma.report.verdict import RULE, counted
+from anysigma.report.verdict import counted, rule
 
 HEADS = {"sigma": "σ", "tau": "τ", "eta": "η", "clip": "clipped"}
-BESIDE = "Real images: what as many of them give in place of the generated ones, each kind a mean over draws."
+BESIDE = "Real images: what as many of them give in place of the generated ones, a mean where several draws could be made."
 ARROWS = {-1: "↓", 1: "↑"}
 
 
@@ -105,7 +105,8 @@ def told_apart(found: Sequence[Figure]) -> tuple[list[str], list[str]]:
     remarks = [remark(order, place, verdicts) for place in range(len(order))] + [""] * (len(found) - len(order))
     if not verdicts:
         return remarks, []
-    return remarks, [f"Not distinguishable: 0 lies in the {RULE}. {counted(list(verdicts.values()))}"]
+    made = list(verdicts.values())
+    return remarks, [f"Not distinguishable: 0 lies in the {rule(made)}. {counted(made)}"]
 
 
 def shown(line: str, found: Sequence[Figure]) -> bool:

@@ -13,10 +13,18 @@ NOISE = (
     "sets",
     "shape",
 )  # equal in all of them, set i of one is made from the noise of set i of the other
-RULE = (
-    "95 % interval of the difference by Student's t over the sets, in pairs where both were made from the same x_T, else"
-    " Welch's; each comparison by itself, on these checkpoints and this reference"
-)
+HOW = {
+    "paired": "Student's t over the sets, in pairs where both began with the same x_T",
+    "Welch": "Welch's t",
+    "Newcombe": "Newcombe's from the Wilson intervals of both",
+}
+
+
+def rule(verdicts: Sequence[Difference | None]) -> str:
+    """How these verdicts were come to, and what they hold for."""
+    ways = dict.fromkeys(HOW[verdict.how] for verdict in verdicts if verdict is not None) or ["none was formed"]
+    for_what = "each comparison by itself, on these checkpoints and these real images"
+    return f"95 % interval of the difference ({'; '.join(ways)}), {for_what}"
 
 
 def difference(one: Row, other: Row, *, same_noise: bool) -> Difference | None:

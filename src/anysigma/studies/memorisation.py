@@ -193,14 +193,26 @@ def report(result: Result, spaces: dict[str, list[Tensor]]) -> None:
     for space, (made, real) in spaces.items():
         tails = Tails.of(made, real)
         result.rows += rows(made, real, tails, {"space": space, "held_out": len(real)})
-        near, far = (share(one, len(made)) for one in (tails.near, tails.far))
+        copies = (made < COPY).double().mean().item()
+        near, far, same = (share(one, len(made)) for one in (tails.near, tails.far, copies))
         expected = f"{100 * tails.expected:.1f} % ± {100 * tails.sd:.1f}"
         quantiles = [f"{some.quantile(q).item():.3f}" for q in (0.5, 0.05) for some in (made, real)]
-        body.append([space, *quantiles, near, far, expected])
-        result.lines.append(f"{space}: {near} too near to a training image, {far} too far; held-out images: {expected}")
+        body.append([space, *quantiles, near, far, expected, same])
+        result.lines.append(f"{space}: {near} too near to a training image, {far} too far; held-out images: {expected};"
+                            f" copies: {same}")  # fmt: skip
         kept |= {f"{space.split()[-1]}_{side}": some.numpy() for side, some in (("made", made), ("held_out", real))}
     result.arrays["memorisation"] = kept
-    columns = ["space", "median", "held-out", "5 % quantile", "held-out", "too near", "too far", "expected of either"]
+    columns = [
+        "space",
+        "median",
+        "held-out",
+        "5 % quantile",
+        "held-out",
+        "too near",
+        "too far",
+        "expected of either",
+        "copies",
+    ]
     note = (
         f"Distance to the nearest training image of {len(made)} generated and {len(real)} held-out images, over shifts of a"
         f" pixel and flips. Too near, too far: beyond about 1 % of the held-out images, with a 95 % interval (Wilson);"
@@ -216,9 +228,9 @@ def rows(made: Tensor, real: Tensor, tails: Tails, params: dict[str, Any]) -> li
         anchors = {HELD_OUT: Anchor(real.quantile(q).item())}
         found.append(Row(metric, made.quantile(q).item(), None, n, params, anchors=anchors))
     expected, copies = {HELD_OUT: Anchor(tails.expected, tails.sd)}, (made < COPY).double().mean().item()
-    shares = (("too_near", tails.near, expected), ("too_far", tails.far, expected), ("copies", copies, {}))
-    for metric, value, anchors in shares:
-        found.append(Row(metric, value, None, n, params, -1, interval=wilson(value, n), anchors=anchors))
+    shares = (("too_near", tails.near, expected, 0), ("too_far", tails.far, expected, 0), ("copies", copies, {}, -1))
+    for metric, value, anchors, better in shares:  # too few are no better than too many
+        found.append(Row(metric, value, None, n, params, better, interval=wilson(value, n), anchors=anchors))
     return found
 
 

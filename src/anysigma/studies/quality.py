@@ -89,7 +89,8 @@ def headline(rows: Sequence[Row], metric: str) -> list[str]:
         lines.append(f"to {other.n} held-out images: {figure(other)} ({other.beside})")
     if limit := by.get(f"{metric}_infinite"):
         what = f"not given: {limit.card['no_limit']}" if limit.value is None else figure(limit) + interval(limit)
-        lines.append(f"extrapolated to infinitely many images: {what}")
+        beside = f" ({limit.beside})" if limit.anchors else ""
+        lines.append(f"extrapolated to infinitely many images, the reference as it is: {what}{beside}")
     return lines
 
 
@@ -171,20 +172,24 @@ class RealImages:
 
     def _row(self, measure: Measure, values: list[float], params: dict[str, Any]) -> Row:
         value, error = mean_and_error(values)
-        beside = self.anchors.get(measure.metric, {})
-        return Row(value=value, error=error, n=self.n, params=params, sets=values, anchors=beside, **measure._asdict())
+        beside, counts = self.anchors.get(measure.metric, {}), {}
+        if measure.metric.endswith("_held_out"):
+            counts = {"n": min(self.n, len(self.held_out))}
+        facts = {"n": self.n, **counts, **measure._asdict()}
+        return Row(value=value, error=error, params=params, sets=values, anchors=beside, **facts)
 
     def limit(self, found: Sequence[Tensor], params: dict[str, Any]) -> Row:
         """The distance for N → ∞, without a value where it cannot be had."""
         distance = the_distance(self.features)
         measure = distance._replace(metric=f"{distance.metric}_infinite", label=f"{distance.label}, N → ∞")
-        facts = dict(n=self.n, params=params, **measure._asdict())
+        beside = self.anchors.get(measure.metric, {})
+        facts = dict(n=self.n, params=params, anchors=beside, **measure._asdict())
         try:
             values = extrapolated([own(one, self.features) for one in found], self.moments)
         except NoLimit as why:
             return Row(value=None, card={"no_limit": str(why)}, **facts)
         value, error = mean_and_error(values)
-        return Row(value=value, error=error, sets=values, **facts)
+        return Row(value=value, error=error, sets=values, key=True, **facts)
 
     def card(self, sets: int) -> dict[str, Any]:
         """The protocol that all figures against these images share."""
@@ -199,8 +204,8 @@ class RealImages:
 
 def held_to_counts(n: int | None, sets: int, splits: int) -> None:
     """Raises ValueError where nothing could be measured with these."""
-    if sets < 1 or (n is not None and n < 2):
-        raise ValueError(f"n={n}, sets={sets}: at least 2 images and 1 set are needed")
+    if sets < 1 or (n is not None and n < 4):  # precision and recall ask for the third neighbour
+        raise ValueError(f"n={n}, sets={sets}: at least 4 images and 1 set are needed")
     if splits < 2:
         raise ValueError(f"study.splits={splits}: at least 2 draws of real images are needed")
 

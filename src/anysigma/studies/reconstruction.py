@@ -63,7 +63,7 @@ class Reconstruction(Study):
         card = {**model.card, **describe(ddim, T), "S": list(ways)}
         card |= {
             "scale": "[0, 1], neither rounded nor clipped",
-            "reference": f"held-out images, the first {self.n}",
+            "reference": f"held-out images, the first {min(self.n, len(data.held_out))}",
             "data_hash": data.hash,
             "block": self.block,
         }
@@ -72,7 +72,7 @@ class Reconstruction(Study):
             x_0 = from_uint8(data.held_out[: self.n])
             found = {S: self._there_and_back(model, way, x_0) for S, way in ways.items()}
             errors = {S: squared_error(back, x_0) for S, back in found.items()}
-            papers = {S: PAPER[way.steps] for S, way in ways.items() if way.steps in PAPER}
+            papers = {S: PAPER[S] for S in ways if S in PAPER and type(data.source).__name__ == "CIFAR10"}
             report(result, errors, squared_error(x_0, x_0.mean(0)).mean().item(), papers)
             rows = [x_0, *found.values()]
             columns = min(self.shown, len(x_0))
@@ -133,7 +133,7 @@ def squared_error(x: Tensor, y: Tensor) -> Tensor:
 def report(result: Result, errors: dict[int, Tensor], variance: float, papers: dict[int, float]) -> None:
     """Rows, table, plot and a line from the `[n]` errors at every S.
 
-    `variance`: of the images, on [0, 1]; `papers`: what stands in the paper at the S that was asked for.
+    `variance`: of the images, on [0, 1]; `papers`: what stands in the paper at these S, where the images are its own.
     """
     found = {S: mean_and_error(each) for S, each in errors.items()}
     for S, (value, error) in found.items():
@@ -141,7 +141,7 @@ def report(result: Result, errors: dict[int, Tensor], variance: float, papers: d
         result.rows.append(Row("reconstruction_mse", value, error, len(errors[S]), {"S": S, "eta": 0.0}, -1, **facts))
     result.arrays["reconstruction"] = {f"squared_error_S{S}": each.numpy() for S, each in errors.items()}
     result.tables.append(table(errors, found, papers))
-    result.plots["reconstruction_error"] = plot(found)
+    result.plots["reconstruction_error"] = plot(found, papers)
     S, last = next(reversed(found.items()))
     result.lines.append(
         f"reconstruction at S = {S}: {figure(*last)} a dimension on [0, 1]; the images' own variance is {variance:.2e}"
@@ -149,22 +149,21 @@ def report(result: Result, errors: dict[int, Tensor], variance: float, papers: d
 
 
 def table(errors: dict[int, Tensor], found: dict[int, tuple[float, float | None]], papers: dict[int, float]) -> Table:
-    """Ours beside the paper's."""
-    rows = [
-        [str(S), figure(*found[S]), f"{each.median():.2e}", f"{papers[S]:g}" if S in papers else "-"]
-        for S, each in errors.items()
-    ]
-    note = "mean squared error a dimension on [0, 1], ± standard error over images; in the paper: CIFAR-10's test images"
-    return Table("Reconstruction (DDIM Table 2)", ["S", "mean", "median image", "paper, CIFAR-10"], rows, note)
+    """Ours, beside the paper's where there are any."""
+    columns, note = ["S", "mean", "median image"], "mean squared error a dimension on [0, 1], ± standard error over images"
+    rows = [[str(S), figure(*found[S]), f"{each.median():.2e}"] for S, each in errors.items()]
+    if papers:
+        columns, rows = [*columns, "paper"], [[*row, f"{papers.get(int(row[0]), '-')}"] for row in rows]
+    return Table("Reconstruction (DDIM Table 2)", columns, rows, note)
 
 
-def plot(found: dict[int, tuple[float, float | None]]) -> Plot:
+def plot(found: dict[int, tuple[float, float | None]], papers: dict[int, float]) -> Plot:
     """Error against S, on logarithmic axes."""
     values, bars = zip(*found.values(), strict=True)
-    ours = Curve("these held-out images", list(found), values, [bar or 0.0 for bar in bars])
-    paper = Curve("DDIM paper, CIFAR-10", list(PAPER), list(PAPER.values()), style="--")
+    curves = [Curve("these held-out images", list(found), values, [bar or 0.0 for bar in bars])]
+    curves += [Curve("DDIM paper", list(papers), list(papers.values()), style="--")] if papers else []
     caption = "Error of decode(encode(x_0)) a dimension on [0, 1], η = 0, against the number of steps S."
-    return Plot(caption, "S", "mean squared error", [ours, paper], log_x=True, log_y=True)
+    return Plot(caption, "S", "mean squared error", curves, log_x=True, log_y=True)
 
 
 def figure(value: float, error: float | None) -> str:

@@ -19,7 +19,7 @@ from anysigma.report.figures import phrase, said
 from anysigma.report.pictures import grid
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
-from anysigma.report.verdict import RULE, counted, difference
+from anysigma.report.verdict import counted, difference, rule
 from anysigma.studies.base import CannotServe, Model, Study
 from anysigma.studies.generated import cost, generated
 from anysigma.studies.lineup import at_S, fixed, labels, lineup, short
@@ -95,7 +95,7 @@ class SamplerTable(Study):
                 found.setdefault(cell.tau, {})[cell.label, cell.S] = measured[0]
                 pictures[cell.tau, cell.label, cell.S] = images[:SHOWN]
         for tau, rows in found.items():
-            grid = Grid(tau, rows, real)
+            grid = Grid(tau, rows, real, averaged=str(model.card.get("weights", "")).startswith("ema"))
             result.tables += [values(grid), changes(grid)]
             result.plots[grid.name] = curves(grid)
             draw(result, grid, pictures)
@@ -136,13 +136,16 @@ def along(sampler: Sampler, tau: TauRule | None) -> Sampler:
 
 
 class Grid:
-    """The cells of one τ: what stands in which row and column. `cells`: the distance by name and S."""
+    """The cells of one τ: what stands in which row and column. `cells`: the distance by name and S.
 
-    def __init__(self, tau: str, cells: Mapping[tuple[str, int], Row], real: RealImages):
+    `averaged`: of the averaged weights, as the paper's.
+    """
+
+    def __init__(self, tau: str, cells: Mapping[tuple[str, int], Row], real: RealImages, averaged: bool = True):
         self.tau, self.cells, self.metric = tau, cells, real.features.metric
         self.labels, self.steps = list(dict.fromkeys(label for label, _ in cells)), sorted({S for _, S in cells})
         settings = {label: row.params for (label, _), row in cells.items()}
-        self.papers = {label: short(one) for label, one in settings.items() if papers_own(one, real)}
+        self.papers = {label: short(one) for label, one in settings.items() if averaged and papers_own(one, real)}
         self.clips = {label: str(setting.get("clip", "")).lower() for label, setting in settings.items()}
         taus = {said("tau", setting.get("tau")) for setting in settings.values()}
         self.title = f", {taus.pop()} τ" if len(taus) == 1 else ""
@@ -156,8 +159,9 @@ class Grid:
 def papers_own(setting: Mapping[str, Any], real: RealImages) -> bool:
     """Whether this is what the paper measured: 50,000 images, FID to CIFAR-10's training images, its τ, σ and clip."""
     data = (real.features.metric, type(real.data.source).__name__, len(real.data.train), real.n)
+    own_weights = data[0] == "fid" and real.features.card().get("features_weights") == "published"
     own = setting.get("tau") == "Quadratic()" and setting.get("clip") == (short(setting) == "σ̂")
-    return data == ("fid", "CIFAR10", PAPER_N, PAPER_N) and own and short(setting) in PAPER
+    return data == ("fid", "CIFAR10", PAPER_N, PAPER_N) and own_weights and own and short(setting) in PAPER
 
 
 def draw(result: Result, found: Grid, pictures: Mapping[tuple[str, str, int], Tensor]) -> None:
@@ -199,7 +203,7 @@ def changes(found: Grid) -> Table:
         body.append([label, *(f"{a} ({b})" if a and b else a for a, b in zip(ours, paper, strict=True)), *along])
     steps, whose = found.steps, " (paper's)" if first in found.papers else ""
     columns = ["sampler", *(f"S={S} to {first}{whose}" for S in steps), *(f"S={S} to S={last}" for S in steps[:-1])]
-    note = f"A change marked * leaves 0 out of the {RULE}. {counted(verdicts)}"
+    note = f"A change marked * leaves 0 out of the {rule(verdicts)}. {counted(verdicts)}"
     return Table(f"Relative change{found.title}", columns, body, note)
 
 
@@ -241,7 +245,8 @@ def best(result: Result, metric: str) -> None:
     result.rows = [replace(row, key=True) if row is least else row for row in result.rows]
     verdicts = [difference(row, least, same_noise=True) for row in cells if row is not least]
     alike = sum(verdict is not None and not verdict.distinct for verdict in verdicts)
+    told = f"; not distinguishable from {alike} of the others, fewer than if it had not been chosen" if any(verdicts) else ""
     result.lines.append(
         f"smallest {metric}: {figure(least)} at {phrase(least.params)}, chosen from {len(cells)} by its value, so rather too"
-        f" small; not distinguishable from {alike} of the others. {counted(verdicts)}"
+        f" small{told}"
     )

@@ -161,9 +161,11 @@ def verdict(row: Row, p: float) -> str:
     """What a row says, in a line."""
     halves = row.anchors[HALVES]
     said = "told from real ones" if row.value > most(halves) else "not told from real ones"
+    least = 1 / (1 + halves.draws)
+    of_them = f"p = {p:.2g}" if p > least * 1.01 else f"p ≤ {least:.2g}, the least that these draws can show"
     return (
         f"{row.params['space']}: {said}: a forest is right on {100 * row.value:.1f} % of {2 * row.n} images, on"
-        f" {100 * halves.value:.1f} ± {100 * halves.sd:.1f} between real halves ({halves.draws} draws, p = {p:.2g})"
+        f" {100 * halves.value:.1f} ± {100 * halves.sd:.1f} between real halves ({halves.draws} draws, {of_them})"
     )
 
 

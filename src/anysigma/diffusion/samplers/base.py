@@ -76,6 +76,8 @@ class AlongTau:
     def __post_init__(self):
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"sampler.steps={self.steps}: at least 1 step is needed")
+        if self.limit is not None and not self.limit > 0:
+            raise ValueError(f"sampler.limit={self.limit}: a number above 0, or null")
         object.__setattr__(self, "tau", tau_rule(self.tau))
 
     def step(self, denoiser: Denoiser, x_t: Tensor, t: int, s: int, noise: Noise, before: tuple[Step, ...]) -> Step:
