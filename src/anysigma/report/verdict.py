@@ -6,13 +6,8 @@ from typing import Any
 from anysigma.metrics.statistics import Difference, between, paired, welch
 from anysigma.report.results import Row
 
-NOISE = (
-    "seed",
-    "block",
-    "n",
-    "sets",
-    "shape",
-)  # equal in all of them, set i of one is made from the noise of set i of the other
+# Where two cards agree in these, set i of both is made from the same noise.
+NOISE = ("seed", "block", "n", "sets", "shape")
 HOW = {
     "paired": "Student's t over the sets, in pairs where both began with the same x_T",
     "Welch": "Welch's t",
