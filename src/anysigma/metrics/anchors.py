@@ -23,6 +23,7 @@ SPLITS, HELD_OUT, REDRAWN, TRAINING = (
     "training images drawn again",  # n of them with replacement, against all of them
     "training images",  # n of them against the held-out images
 )
+FORMAT = "2"  # of what is kept
 SECONDS = 300  # at most, for a kind of anchor; the number of draws says what came of it
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
@@ -133,6 +134,7 @@ def kept(path: Path | None, make: Callable[[], Anchors], facts: dict[str, str]) 
     """What `make` gives, kept in a file named for `facts`; one that cannot be read is made anew."""
     if path is None:
         return make()
+    facts = {**facts, "format": FORMAT}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     path = path / f"anchors-{facts['features']}-{key}.json"
     try:

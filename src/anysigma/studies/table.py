@@ -246,7 +246,5 @@ def best(result: Result, metric: str) -> None:
     verdicts = [difference(row, least, same_noise=True) for row in cells if row is not least]
     alike = sum(verdict is not None and not verdict.distinct for verdict in verdicts)
     told = f"; not distinguishable from {alike} of the others, fewer than if it had not been chosen" if any(verdicts) else ""
-    result.lines.append(
-        f"smallest {metric}: {figure(least)} at {phrase(least.params)}, chosen from {len(cells)} by its value, so rather too"
-        f" small{told}"
-    )
+    chosen = f"chosen from {len(cells)} by its value, so rather too small"
+    result.lines.append(f"smallest {metric}: {figure(least)} at {phrase(least.params)}, {chosen}{told}")
