@@ -152,8 +152,9 @@ def test_every_shipped_combination_converges_or_is_refused(schedule, parameteriz
 @pytest.mark.parametrize("schedule", options("schedule"))
 @pytest.mark.filterwarnings("ignore:sampling starts at")
 def test_every_shipped_combination_converges_at_its_own_T(schedule, parameterization):
-    # Without σ̂, whose noise is more than the family's: with x_0 off by 0.01 it is 1.6 times as far at S = T.
-    everything_converges(schedule, parameterization, None, 1000, ["ddim", "ddpm", "dpmpp"])
+    # Without those that add noise: with a network off by 0.01 they are up to 1.6 times as far at S = T as at T/5 (η = 1
+    # with cosine and eps 1.57, clipped; σ̂ with x_0 1.62), though no step goes beyond the limit.
+    everything_converges(schedule, parameterization, None, 1000, ["ddim", "dpmpp"])
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp"])
