@@ -7,24 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from anysigma.data.digits import Digits
 from anysigma.metrics import anchors as module
 from anysigma.metrics.anchors import HELD_OUT, REDRAWN, SPLITS, TRAINING, Anchor, anchors, kept, real_splits, to_held_out
-from anysigma.metrics.features import ClassifierFeatures
 from anysigma.metrics.fidelity import frechet, measures
 from anysigma.metrics.frechet import Moments, NoLimit, extrapolated
 from anysigma.metrics.vectors import vectors
 from anysigma.studies.quality import RealImages
-
-
-@pytest.fixture(scope="module")
-def features():
-    return ClassifierFeatures("digits", (1, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return Digits()
 
 
 @pytest.fixture(scope="module")

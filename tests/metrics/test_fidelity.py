@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anysigma.data.digits import Digits
 from anysigma.metrics import inception
 from anysigma.metrics.features import ClassifierFeatures, NoFeatures, none
 from anysigma.metrics.fidelity import Monitor, at_most, distance, measures, registered
@@ -15,16 +14,6 @@ from anysigma.metrics.inception import InceptionFeatures, fitting
 from anysigma.metrics.resnet import CifarResNet56, ResNet
 from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.studies.quality import RealImages
-
-
-@pytest.fixture(scope="module")
-def features():
-    return ClassifierFeatures("digits", (1, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return Digits()
 
 
 def test_torchmetrics_and_torch_fidelity_agree_on_the_same_images(features, digits):

@@ -144,7 +144,7 @@ class RealImages:
 
     def _anchors(self) -> Anchors:
         found = anchors(self.reference, self.held_out, self.n, self.splits, self.features)
-        beside = to_held_out(self.reference, self.held_out, min(self.n, len(self.held_out)), self.splits, self.features)
+        beside = to_held_out(self.reference, self.held_out, self.shared, self.splits, self.features)
         return {**found, f"{self.features.metric}_held_out": {TRAINING: beside}}
 
     @cached_property
@@ -153,11 +153,18 @@ class RealImages:
         return Moments.of(own(self.reference, self.features))
 
     def measures(self, found: Tensor) -> dict[Measure, float]:
-        """Every measure of one set's vectors: against the training images, and the distance to as many held-out ones."""
-        distance, n = the_distance(self.features), min(self.n, len(self.held_out))
-        other = distance._replace(metric=f"{distance.metric}_held_out", label=f"{distance.label} to held-out images")
-        few, held_out = (own(at_most(one, n), self.features) for one in (found, self.held_out))
-        return {**measures(found, self.reference, self.features), other: frechet(few, held_out, self.features)}
+        """Every measure of one set's vectors against the training images."""
+        return measures(found, self.reference, self.features)
+
+    def to_held_out(self, found: Tensor) -> float:
+        """The distance of one set's vectors to the held-out images, at the smaller of both counts."""
+        few, held_out = (own(at_most(one, self.shared), self.features) for one in (found, self.held_out))
+        return frechet(few, held_out, self.features)
+
+    @property
+    def shared(self) -> int:
+        """Images of either side in the distance to held-out ones."""
+        return min(self.n, len(self.held_out))
 
     def vectors(self, sets: Sequence[Tensor]) -> list[Tensor]:
         """Of disjoint sets of uint8 images; ValueError unless each has n, for beside anchors at another n none may stand."""
@@ -168,28 +175,28 @@ class RealImages:
     def rows(self, found: Sequence[Tensor], params: dict[str, Any]) -> list[Row]:
         """One row a measure over disjoint sets, as vectors; the distance first."""
         each = [self.measures(one) for one in found]
-        return [self._row(measure, [one[measure] for one in each], params) for measure in each[0]]
+        rows = [self._row(measure, [one[measure] for one in each], self.n, params) for measure in each[0]]
+        values, other = [self.to_held_out(one) for one in found], self._named("held_out", " to held-out images")
+        return [*rows, self._row(other, values, self.shared, params)]
 
-    def _row(self, measure: Measure, values: list[float], params: dict[str, Any]) -> Row:
+    def _named(self, suffix: str, words: str) -> Measure:
+        """A relative of the distance."""
+        distance = the_distance(self.features)
+        return distance._replace(metric=f"{distance.metric}_{suffix}", label=f"{distance.label}{words}")
+
+    def _row(self, measure: Measure, values: list[float], n: int, params: dict[str, Any], **facts: Any) -> Row:
         value, error = mean_and_error(values)
-        beside, counts = self.anchors.get(measure.metric, {}), {}
-        if measure.metric.endswith("_held_out"):
-            counts = {"n": min(self.n, len(self.held_out))}
-        facts = {"n": self.n, **counts, **measure._asdict()}
-        return Row(value=value, error=error, params=params, sets=values, anchors=beside, **facts)
+        facts |= {"anchors": self.anchors.get(measure.metric, {}), **measure._asdict()}
+        return Row(value=value, error=error, n=n, params=params, sets=values, **facts)
 
     def limit(self, found: Sequence[Tensor], params: dict[str, Any]) -> Row:
         """The distance for N → ∞, without a value where it cannot be had."""
-        distance = the_distance(self.features)
-        measure = distance._replace(metric=f"{distance.metric}_infinite", label=f"{distance.label}, N → ∞")
-        beside = self.anchors.get(measure.metric, {})
-        facts = dict(n=self.n, params=params, anchors=beside, **measure._asdict())
+        measure = self._named("infinite", ", N → ∞")
         try:
             values = extrapolated([own(one, self.features) for one in found], self.moments)
         except NoLimit as why:
-            return Row(value=None, card={"no_limit": str(why)}, **facts)
-        value, error = mean_and_error(values)
-        return Row(value=value, error=error, sets=values, key=True, **facts)
+            return Row(value=None, n=self.n, params=params, card={"no_limit": str(why)}, **measure._asdict())
+        return self._row(measure, values, self.n, params, key=True)
 
     def card(self, sets: int) -> dict[str, Any]:
         """The protocol that all figures against these images share."""
