@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anysigma.data.digits import Digits
 from anysigma.diffusion.exact import ExactDenoiser, ExactNetwork, gaussian, mixture, point_mass
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.schedules.linear import Linear
+from anysigma.metrics.features import ClassifierFeatures
 
 __all__ = ["ExactDenoiser", "ExactNetwork", "gaussian", "mixture", "point_mass"]
 
@@ -68,3 +70,15 @@ def short() -> GaussianProcess:
 def same_weights_every_time():
     """Networks draw their first weights from the global generator: seeded, a failure can be repeated."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def features():
+    """The features that ship with the digits."""
+    return ClassifierFeatures("digits", (1, 8, 8))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Their images."""
+    return Digits()

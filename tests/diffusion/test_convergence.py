@@ -1,4 +1,4 @@
-"""An unclipped step that makes too much of the network's error is refused; all else converges as S → T.
+"""An unclipped step that makes too much of the network's error is refused; all else converges as S → T, at σ = 0.
 
 The network is exact but for a smooth error of 0.01, without which there would be nothing to multiply.
 """

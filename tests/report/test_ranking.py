@@ -47,7 +47,7 @@ def test_the_best_comes_first_and_what_cannot_be_told_apart_says_so(tmp_path):
     assert [line[1] for line in lines(text)[2:5]] == ["b", "c", "a"]
     assert "not distinguishable from 1" in text.splitlines()[3]
     assert "distinguishable" not in text.splitlines()[4]
-    assert "real images 8 (one draw ± 1, 100 draws)" in text
+    assert "real images 8.0 ± 1.0" in text
     assert "σ̂" in text
 
 

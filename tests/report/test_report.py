@@ -97,7 +97,7 @@ def test_one_evaluation_has_its_summary_figures_and_making(pages):
         assert part in text
     assert text.count("<h1") == 1
     assert re.search(r"<b>10\.00</b> <span class=\"pm\">± 0\.50</span>", text)
-    assert "real images 2 (one draw ± 0.1, 200 draws)" in text
+    assert "real images 2.00 ± 0.10" in text
     assert "S = 10, η = 0, uniform τ, clipped" in text
 
 

@@ -66,7 +66,7 @@ def anchors(train: Tensor, held_out: Tensor, n: int, splits: int, features: Feat
         sets = torch.randperm(len(held_out), generator=stream(0)).split(n)[: len(held_out) // n]
         pairs[HELD_OUT] = ([(held_out[one], train) for one in sets], len(sets))
         pairs[SPLITS] = (real_splits(torch.cat([train, held_out]), n, splits), splits)
-    measure = wide if features.num_features > WIDE else measures  # wide: the distance alone, by its closed form
+    measure = wide(train, features) if features.num_features > WIDE else measures
     found: Anchors = {}
     for kind, (draws, count) in reversed(pairs.items()):
         values = within(SECONDS, (measure(one, rest, features) for one, rest in draws), count, kind)
@@ -115,9 +115,18 @@ def real_splits(real: Tensor, n: int, splits: int) -> Iterator[tuple[Tensor, Ten
         yield real[order[:n]], real[order[n:]]
 
 
-def wide(one: Tensor, rest: Tensor, features: Features) -> dict[Measure, float]:
-    """The distance alone, by eigenvalues: in 2,048 features a matrix square root for every draw would take hours."""
-    return {the_distance(features): Moments.of(own(rest, features)).distance(Moments.of(own(one, features)))}
+def wide(train: Tensor, features: Features) -> Callable[[Tensor, Tensor, Features], dict[Measure, float]]:
+    """The distance alone, by eigenvalues: in 2,048 features a matrix square root for every draw would take hours.
+
+    The moments of the training images, the reference of most draws, are formed once.
+    """
+    known = Moments.of(own(train, features))
+
+    def measure(one: Tensor, rest: Tensor, features: Features) -> dict[Measure, float]:
+        reference = known if rest is train else Moments.of(own(rest, features))
+        return {the_distance(features): reference.distance(Moments.of(own(one, features)))}
+
+    return measure
 
 
 def within(seconds: float, values: Iterable[Item], count: int, what: str) -> list[Item]:

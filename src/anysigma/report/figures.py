@@ -128,11 +128,12 @@ def number(value: float | None, error: float | None = None) -> str:
 
 
 def written(row: Row) -> list[str]:
-    """Value ± standard error, or with its interval, and what real images give in its place."""
+    """Value ± standard error, or with its interval, and what real images give in its place, ± the sd of one draw."""
+    beside = "; ".join(f"{kind} {number(one.value, one.sd)}" for kind, one in row.anchors.items())
     if row.interval and row.value is not None:
         low, high = (number(end) for end in row.interval)
-        return [f"{number(row.value)} ({low} to {high})", row.beside]
-    return [number(row.value, row.error), row.beside]
+        return [f"{number(row.value)} ({low} to {high})", beside]
+    return [number(row.value, row.error), beside]
 
 
 def said(name: str, value: Any) -> str:

@@ -12,7 +12,9 @@ from anysigma.report.results import Row
 from anysigma.report.verdict import counted, rule
 
 HEADS = {"sigma": "σ", "tau": "τ", "eta": "η", "clip": "clipped"}
-BESIDE = "Real images: what as many of them give in place of the generated ones, a mean where several draws could be made."
+BESIDE = (
+    "Real images: what as many of them give in place of the generated ones, ± the sd of one draw where there were several."
+)
 ARROWS = {-1: "↓", 1: "↑"}
 
 

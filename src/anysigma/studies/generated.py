@@ -54,9 +54,8 @@ def cost(model: Model, samplers: Sequence[Sampler], n: int, block: int) -> str:
             model.denoiser.output(x_T, t).sum().item()
     blocks = -(-n // block)
     seconds = (time.perf_counter() - start) * blocks * evaluations / rank_and_world()[1]
-    return (
-        f"{len(samplers)} settings, {n} images each: {blocks * block * evaluations:,} network evaluations, {spoken(seconds)}"
-    )
+    asked = f"{blocks * block * evaluations:,} network evaluations"
+    return f"{len(samplers)} settings, {n} images each: {asked}, sampling takes {spoken(seconds)}"
 
 
 def spoken(seconds: float) -> str:

@@ -12,6 +12,7 @@ from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.noise import ImageNoise
 from anysigma.diffusion.parameterizations import Parameterization
+from anysigma.diffusion.samplers.amplification import per_output
 from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.machine.distributed import is_first
@@ -93,10 +94,9 @@ class OneStep(Study):
 def amplification(q: GaussianProcess, parameterization: Parameterization) -> float:
     """By what an error of the network's output is multiplied in x_0 at T: √(1-α_T) · v_scale(T).
 
-    x_0 = √α_t x_t - √(1-α_t) v, so eps gives √(1-α_T)/√α_T (about 157 for DDPM's schedule), x_0 gives 1, v √(1-α_T).
+    eps gives √(1-α_T)/√α_T (about 157 for DDPM's schedule), x_0 gives 1, v √(1-α_T).
     """
-    t = torch.tensor([q.T])
-    return ((1 - q.alpha(t)).sqrt() * parameterization.v_scale(q, t)).item()
+    return per_output(q, parameterization, q.T, 0)
 
 
 def errors_at_T(denoiser: Denoiser, x_0: Tensor, eps: Tensor) -> dict[str, Tensor]:

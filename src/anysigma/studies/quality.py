@@ -195,7 +195,8 @@ class RealImages:
         try:
             values = extrapolated([own(one, self.features) for one in found], self.moments)
         except NoLimit as why:
-            return Row(value=None, n=self.n, params=params, card={"no_limit": str(why)}, **measure._asdict())
+            return Row(value=None, n=self.n, params=params, anchors=self.anchors.get(measure.metric, {}),
+                       card={"no_limit": str(why)}, **measure._asdict())  # fmt: skip
         return self._row(measure, values, self.n, params, key=True)
 
     def card(self, sets: int) -> dict[str, Any]:
