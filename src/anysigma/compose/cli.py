@@ -49,6 +49,7 @@ def entry(main: Callable[[], Any], conf: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exceptions on instead of printing them
     if full:
         os.environ["ANYSIGMA_TRACE"] = "1"  # reaches the jobs of a sweep too
+        hold_to_program(conf, sys.argv[1:])
         main()
         return
     with one_line_errors(conf):

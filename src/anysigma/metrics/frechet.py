@@ -52,10 +52,10 @@ def extrapolated(sets: Sequence[Tensor], reference: Moments) -> list[float]:
     """The distance at N → ∞ generated images, Chong & Forsyth 2020: one value for each disjoint set `[n, D]`.
 
     A distance of N images is biased by about 1/N, by an amount that depends on the generator. A line is fitted to the
-    distances of N of a set's images against 1/N, at 15 N from n/4 (at least D+1) to n, each the mean over 8 random subsets (in wide
-    features 1); its intercept is the set's value. The reference stays as it is. Raises NoLimit for one set alone, for
-    fewer than two images a feature, and where the 95 % interval (Student's t over the sets) of a curvature over 1/N
-    leaves out 0.
+    distances of N of a set's images against 1/N, at 15 N from n/4 (at least D+1) to n, each the mean over 8 random
+    subsets (in wide features 1); its intercept is the set's value. The reference stays as it is. Raises NoLimit for one
+    set alone, for fewer than two images a feature, and where the 95 % interval (Student's t over the sets) of a
+    curvature over 1/N leaves out 0.
     """
     n, D = sets[0].shape
     if len(sets) < 2:
