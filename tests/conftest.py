@@ -21,6 +21,8 @@ Module = TypeVar("Module", bound=nn.Module)
 # One thread a process, in the processes that tests start too: two teams of threads on two cores wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# And one way to compute, fp32 and contiguous, on every machine: no trial is made.
+os.environ["ANYSIGMA_HARDWARE"] = "{}"
 
 
 def randomized(module: Module, seed: int = 0, std: float = 0.1) -> Module:

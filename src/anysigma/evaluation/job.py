@@ -10,6 +10,7 @@ from anysigma.data.datamodule import ImageDataModule
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.samplers.base import Sampler
 from anysigma.evaluation.record import Record
+from anysigma.machine.choice import for_sampling
 from anysigma.machine.distributed import say
 from anysigma.machine.hardware import Hardware
 from anysigma.metrics.features import NoFeatures
@@ -23,7 +24,8 @@ from anysigma.studies.base import CannotServe, Model, Study
 class Evaluation:
     """A denoiser, its data and its features on some hardware; `card` is what every figure must say of them.
 
-    `data_hash`: of the images that it was trained on; other images are refused (ValueError).
+    `data_hash`: of the images that it was trained on; other images are refused (ValueError). `record`: what its checkpoint
+    says of the hardware: figures are made with what it samples with.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class Evaluation:
         hardware: Hardware,
         card: dict[str, Any],
         data_hash: str | None = None,
+        record: Any = None,
     ):
         self.denoiser, self.data, self.features, self.hardware, self.card = denoiser, data, features, hardware, card
-        self.data_hash = data_hash
+        self.data_hash, self.record = data_hash, record
 
     def run(self, study: Study, sampler: Sampler, record: Record, *, without_features: bool = False) -> None:
         """Run the study; every result is recorded as soon as it stands.
@@ -87,9 +90,8 @@ class Evaluation:
             return None
 
     def _launched(self) -> tuple[Fabric, Hardware]:
-        parameters = sum(p.numel() for p in self.denoiser.parameters())
-        hardware = self.hardware.resolved(self.data.shape, parameters)
+        hardware = for_sampling(self.hardware.placed(), self.denoiser.network, self.data.shape, self.record)
         fabric = Fabric(**hardware.lightning())
         fabric.launch()
-        hardware.apply(self.denoiser.network)
+        hardware.follow(hardware.apply(self.denoiser.network))
         return fabric, hardware

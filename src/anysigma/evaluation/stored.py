@@ -39,7 +39,8 @@ def opened(
         denoiser=load_weights(denoiser, checkpoint, weights),
         data=build(nodes["data"]),
         features=build(nodes["features"]),
-        hardware=hardware.following(config.get("hardware")),
+        hardware=hardware,
+        record=config.get("hardware"),
         card=card,
         data_hash=checkpoint.get("data_hash"),
     )

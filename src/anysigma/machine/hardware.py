@@ -1,6 +1,5 @@
-"""The machine a run uses: what Lightning's Trainer and Fabric share, plus threads and memory format."""
+"""The machine a run uses: what Lightning's Trainer and Fabric share, threads, memory format, and what else is only speed."""
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,18 +7,28 @@ from typing import Any
 
 import torch
 
-# Measured on two CPU cores: channels_last gains 48 % at 32x32 and nothing at 8x8.
-CHANNELS_LAST_FROM_PIXELS = 28 * 28
+from anysigma.machine.threads import cores, follow
+
 ACCELERATORS, STRATEGIES = ("auto", "cpu", "gpu", "cuda", "mps"), ("auto", "ddp")
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+FORMATS = ("auto", "channels_last", "contiguous")
+# What a trial settles, each in its order, with the plain value that the other has to beat.
+PLAIN = {
+    "precision": "32-true", "memory_format": "contiguous", "fused": False,
+    "tf32": False, "cudnn_benchmark": False, "compile": False,
+}  # fmt: skip
+OF_SAMPLING = ("precision", "memory_format")  # what sampling may choose otherwise than training
+OF_GPU = ("tf32", "cudnn_benchmark", "compile")
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where and how numbers are computed; `auto` values are settled once by `resolved`.
+    """Where and how numbers are computed. Every `auto` is settled once: by a trial, by what a run had, or as `PLAIN` says.
 
     `devices`: how many, auto, or a list of GPUs; `precision`: 32-true, bf16-mixed, 16-mixed; `threads`: CPU threads of a
-    process (0: as many as cores are free to it); `memory_format`: channels_last or contiguous.
+    process (0: as many as cores are free to it, following what others use); `memory_format`: channels_last or contiguous;
+    `fused`: the optimiser's fused form, where it has one. On a GPU: `tf32` products of float32, `cudnn_benchmark`,
+    `compile`d network.
     Raises ValueError for a GPU that is not there, for another precision and for fp16 or a list of devices on a CPU.
     """
 
@@ -30,6 +39,10 @@ class Hardware:
     precision: str = "auto"
     threads: int = 0
     memory_format: str = "auto"
+    fused: bool | str = "auto"
+    tf32: bool | str = "auto"
+    cudnn_benchmark: bool | str = "auto"
+    compile: bool | str = "auto"
 
     def __post_init__(self):
         for name, words in (("accelerator", ACCELERATORS), ("strategy", STRATEGIES)):
@@ -40,8 +53,11 @@ class Hardware:
             raise ValueError(f"{said}: no number of threads is below 0, and at least 1 node and device are needed")
         if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise ValueError(f"hardware.accelerator={self.accelerator}: no CUDA device here; hardware=cpu runs without")
-        if self.memory_format not in ("auto", "channels_last", "contiguous"):
-            raise ValueError(f"hardware.memory_format={self.memory_format}: auto, channels_last or contiguous")
+        if self.memory_format not in FORMATS:
+            raise ValueError(f"hardware.memory_format={self.memory_format}: {', '.join(FORMATS)}")
+        for name in ("fused", *OF_GPU):
+            if getattr(self, name) not in ("auto", True, False):
+                raise ValueError(f"hardware.{name}={getattr(self, name)}: auto, true or false")
         if self.precision not in PRECISIONS:
             said = f"hardware.precision={self.precision}: {', '.join(PRECISIONS)}"
             raise ValueError(f"{said}; weights and their average stay in fp32")
@@ -50,36 +66,40 @@ class Hardware:
         if not self._on_gpu and str(self.precision).startswith("16"):
             raise ValueError(f"hardware.precision={self.precision}: fp16 needs a GPU; a CPU takes 32-true or bf16-mixed")
 
+        if self.fused is True and self.precision == "16-mixed":
+            raise ValueError("hardware.fused=true: a fused optimiser takes fp16's scaled gradients, which cannot be clipped")
+
     @property
     def _on_gpu(self) -> bool:
         return self.accelerator in ("gpu", "cuda") or (self.accelerator == "auto" and torch.cuda.is_available())
 
-    def resolved(self, shape: Sequence[int], parameters: int) -> "Hardware":
-        """Every `auto` settled from (device, pixels, parameters); what a checkpoint records."""
-        pixels = math.prod(shape[1:])
-        accelerator = self._accelerator
-        # On a CPU bfloat16 is slower at 8x8 and gains nothing beside channels_last at 32x32.
-        precision = "bf16-mixed" if self._on_gpu and parameters > 1e6 else "32-true"
-        large = pixels >= CHANNELS_LAST_FROM_PIXELS
-        return replace(
-            self._launched(),
-            accelerator=accelerator,
-            precision=precision if self.precision == "auto" else self.precision,
-            threads=self.threads or max(1, cores() // self._processes_here(accelerator)),
-            memory_format=("channels_last" if large else "contiguous")
-            if self.memory_format == "auto"
-            else self.memory_format,
-        )
+    def placed(self) -> "Hardware":
+        """With the accelerator and the processes that there are."""
+        return replace(self._launched(), accelerator=self._accelerator)
 
-    def following(self, stored: Any) -> "Hardware":
-        """With the precision that a run was made in, where it is left to us and the accelerator is the same.
+    def plain(self) -> "Hardware":
+        """Every `auto` that a trial would settle as the plain value."""
+        return replace(self, **{name: value for name, value in PLAIN.items() if getattr(self, name) == "auto"})
 
-        `stored`: what `resolved` settled then, as a checkpoint holds it; anything else is passed over.
-        """
-        if self.precision != "auto" or not isinstance(stored, dict) or stored.get("precision") not in PRECISIONS:
-            return self
-        same = stored.get("accelerator") == self._accelerator
-        return replace(self, precision=stored["precision"]) if same else self
+    def settled(self, choice: dict[str, Any]) -> "Hardware":
+        """Every `auto` as a trial or a run before has it, where it can be had here; what the choice leaves open is plain."""
+        allowed = {"precision": self._precisions, "memory_format": FORMATS[1:]}
+        taken = {
+            name: choice[name]
+            for name in PLAIN
+            if getattr(self, name) == "auto" and choice.get(name) in allowed.get(name, (True, False))
+        }
+        return replace(self, **taken).plain()
+
+    def stored(self, record: Any) -> dict[str, Any]:
+        """The hardware that a run's checkpoint records; nothing where it was another accelerator, or this is no record."""
+        same = isinstance(record, dict) and record.get("accelerator") == self._accelerator
+        return record if same and record.get("precision") in self._precisions else {}
+
+    @property
+    def _precisions(self) -> tuple[str, ...]:
+        """Those that can be computed here."""
+        return ("32-true", "bf16-mixed") if not self._on_gpu or torch.cuda.is_bf16_supported() else ("32-true",)
 
     @property
     def _accelerator(self) -> str:
@@ -93,23 +113,59 @@ class Hardware:
         strategy = "ddp" if self.strategy == "auto" else self.strategy
         return replace(self, devices=here, num_nodes=int(os.environ["WORLD_SIZE"]) // here, strategy=strategy)
 
-    def _processes_here(self, accelerator: str) -> int:
-        devices = self._launched().devices
-        return devices if accelerator == "cpu" and isinstance(devices, int) else 1
+    @property
+    def processes(self) -> int:
+        """How many compute, on all nodes."""
+        return self._processes_here * self.num_nodes
+
+    @property
+    def _processes_here(self) -> int:
+        if isinstance(self.devices, int):
+            return max(1, self.devices if self.devices > 0 else torch.cuda.device_count())
+        return len(self.devices) if not isinstance(self.devices, str) else max(1, torch.cuda.device_count())
+
+    @property
+    def follows(self) -> bool:
+        """Whether the threads follow the free cores: on a CPU, unless their number is fixed or is 1 anyway."""
+        return self.threads == 0 and self._accelerator == "cpu" and self.most_threads > 1
+
+    @property
+    def most_threads(self) -> int:
+        """Threads of this process while nobody else uses its cores."""
+        return self.threads or max(1, cores() // (self._processes_here if self._accelerator == "cpu" else 1))
+
+    def set_flags(self) -> None:
+        """What holds for the whole process and only a GPU knows."""
+        if self._on_gpu:
+            precision = "tf32" if self.tf32 is True else "ieee"
+            torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = precision
+            torch.backends.cudnn.benchmark = self.cudnn_benchmark is True
 
     def apply(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Set the thread count and give the network its memory format."""
-        torch.set_num_threads(self.threads)
+        """Set threads and flags, give the network its memory format, compile it."""
+        torch.set_num_threads(self.most_threads)
+        self.set_flags()
+        if self.compile is True:
+            network.compile()
         return network.to(memory_format=getattr(torch, f"{self.memory_format}_format", torch.channels_last))
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes, before anything has been launched."""
+        kind = {"gpu": "cuda"}.get(self._accelerator, self._accelerator)
+        return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device(kind)
+
+    def autocast(self) -> torch.autocast:
+        """The precision, as Trainer and Fabric set it."""
+        kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        return torch.autocast(self.device.type, kinds.get(self.precision), enabled=self.precision in kinds)
+
+    def follow(self, network: torch.nn.Module) -> None:
+        """Let the threads follow the free cores before every call of the network, where they do."""
+        if self.follows:
+            follow(network, self.most_threads)
 
     def lightning(self) -> dict:
         """The keywords that Trainer and Fabric share."""
         names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
         return {name: getattr(self, name) for name in names}
-
-
-def cores() -> int:
-    """CPU cores this process may use: OMP_NUM_THREADS where a launcher has shared them out, else its affinity."""
-    if (said := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
-        return int(said)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

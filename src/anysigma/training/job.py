@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from anysigma.data.datamodule import ImageDataModule, Order
 from anysigma.data.images import to_uint8
 from anysigma.machine.distributed import say, shown
-from anysigma.machine.hardware import Hardware
+from anysigma.machine.hardware import OF_SAMPLING, Hardware
 from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
 from anysigma.report.pictures import grid, save_png
@@ -24,8 +24,11 @@ from anysigma.runs.checkpoint import read, warm_start, weights_digest, weights_o
 from anysigma.runs.listing import last
 from anysigma.training.callbacks.base import report_image
 from anysigma.training.callbacks.last import Last
+from anysigma.training.callbacks.switches import Switches
 from anysigma.training.checkpoint_io import AtomicCheckpointIO
+from anysigma.training.clipping import Clipping
 from anysigma.training.module import DiffusionModule
+from anysigma.training.rehearsal import Rehearsal, settle, words
 
 SHOWN = 64  # training images in samples/data.png
 
@@ -103,9 +106,10 @@ class TrainingJob:
 
     def _settle(self, facts: Facts, before: dict[str, Any] | None, start: Path | None) -> Hardware:
         """First weights and hardware; says what of the hardware is another than before."""
-        parameters = sum(p.numel() for p in self.module.denoiser.parameters())
-        hardware = self.hardware.resolved(self.data.shape, parameters)
-        facts.config = {**facts.config, "hardware": {**facts.config["hardware"], **asdict(hardware)}}
+        record = before and before["config"].get("hardware")
+        hardware, sampling = settle(self._rehearsal(), record)
+        of_sampling = {name: getattr(sampling, name) for name in OF_SAMPLING}
+        facts.config = {**facts.config, "hardware": {**asdict(hardware), "sampling": of_sampling}}
         denoisers = (self.module.denoiser, self.module.ema)
         if before is not None:
             facts.init_sha256 = before["init_sha256"]
@@ -116,9 +120,18 @@ class TrainingJob:
             warm_start(denoisers, checkpoint)
         for denoiser in denoisers:
             hardware.apply(denoiser.network)
-        machine = f"{hardware.accelerator}, {hardware.precision}"
+        self.module.fused = hardware.fused
+        parameters = sum(p.numel() for p in self.module.denoiser.parameters())
+        machine = f"{hardware.accelerator}, {words(hardware)}"
         say(f"{parameters / 1e6:.2f} M parameters, {len(self.data.train)} images, {machine}")
         return hardware
+
+    def _rehearsal(self) -> Rehearsal:
+        """What a trial of the hardware would do."""
+        said, hardware = self.trainer.keywords, self.hardware.placed()
+        clip = Clipping(said["gradient_clip_val"], said["gradient_clip_algorithm"])
+        batch = self.data.share(hardware.processes, said["accumulate_grad_batches"])
+        return Rehearsal(self.module, hardware, batch, clip)
 
     def _train(self, trainer: Trainer, folder: Path, resumed: int) -> int:
         if resumed:
@@ -159,9 +172,12 @@ class TrainingJob:
         callbacks = [c for name, c in self.callbacks.items() if name not in measures]
         if features is not None:
             callbacks += [c(features=features) for c in measures.values()]
+        if hardware.follows:
+            callbacks.append(Switches(folder / "threads.csv", hardware.most_threads))
         trainer = self.trainer(
             **hardware.lightning(), callbacks=callbacks, logger=loggers, default_root_dir=folder, max_epochs=1,
             use_distributed_sampler=False, enable_model_summary=False, num_sanity_val_steps=0,
+            benchmark=hardware.cudnn_benchmark,
         )  # fmt: skip
         self.data.share(trainer.world_size, trainer.accumulate_grad_batches)  # refused here, before processes start
         trainer.strategy.checkpoint_io = AtomicCheckpointIO(asdict(facts), trainer.accumulate_grad_batches)
@@ -197,11 +213,11 @@ def finish(loggers: Iterable[Logger], exit_code: int) -> None:
 
 
 def say_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """One line where a run goes on in another precision or on another number of processes."""
-    names = ("accelerator", "precision", "devices", "num_nodes")
+    """One line where a run goes on in another precision, another way or on another number of processes."""
+    names = ("accelerator", "precision", "devices", "num_nodes", "memory_format", "fused")
     changed = [f"hardware.{n}={now[n]}, before {before[n]}" for n in names if now[n] != before.get(n, now[n])]
     if changed:
-        say(f"going on otherwise than before: {'; '.join(changed)}")
+        say(f"going on otherwise than before, no longer bit for bit: {'; '.join(changed)}")
 
 
 def quieten() -> None:

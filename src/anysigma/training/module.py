@@ -1,7 +1,8 @@
 """Training as Lightning sees it."""
 
+import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from anysigma.diffusion.noise import Draws, stream_seed
 from anysigma.diffusion.objective import LGamma
 from anysigma.diffusion.samplers.base import Sampler, generate
 from anysigma.machine.distributed import is_first
+from anysigma.training.clipping import Clipping
 from anysigma.training.ema import EMA
 
 
@@ -44,7 +46,7 @@ class DiffusionModule(LightningModule):
         self.ema = ema(denoiser)
         self.shape, self.warmup, self.seed, self.block = tuple(shape), warmup, seed, block
         self._u, self._eps = Draws(seed, "t"), Draws(seed, "eps")
-        self.images_seen = 0
+        self.images_seen, self.fused = 0, False
 
     def training_step(self, x_0: Tensor, batch_idx: int) -> Tensor:
         """An estimate of L_γ/(T·d) on this process's share of micro-step `batch_idx`, `[b, C, H, W]`."""
@@ -63,9 +65,24 @@ class DiffusionModule(LightningModule):
 
     def configure_optimizers(self) -> dict:
         """The optimiser over the trained weights alone, with a linear warm-up."""
-        optimizer = self.optimizer(self.denoiser.parameters())
+        optimizer = self.optimizer_over(self.denoiser.parameters(), self.fused)
         warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / max(1, self.warmup)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
+
+    def optimizer_over(self, parameters: Iterable[Tensor], fused: bool) -> torch.optim.Optimizer:
+        """The optimiser over these, in its fused form where that is asked for and there is one."""
+        return self.optimizer(parameters, **({"fused": True, "foreach": None} if fused and self.has_fused else {}))
+
+    @property
+    def has_fused(self) -> bool:
+        """Whether the optimiser has a fused form."""
+        return "fused" in inspect.signature(getattr(self.optimizer, "func", self.optimizer)).parameters
+
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
+    ) -> None:
+        """As the trainer says, whatever the optimiser's form."""
+        Clipping(gradient_clip_val, gradient_clip_algorithm or "norm")(optimizer)
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         """One optimiser step and, right after it, one step of the average."""

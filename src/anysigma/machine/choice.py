@@ -1,0 +1,143 @@
+"""What `auto` is settled as: by what a run had, by a trial that was kept, by a new one; plain where none can be made."""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from filelock import FileLock
+from torch import nn
+
+from anysigma.machine.distributed import is_first, say
+from anysigma.machine.hardware import OF_SAMPLING, Hardware
+from anysigma.machine.threads import FIRST, Load
+from anysigma.machine.trial import fastest, forward, plan
+
+SAID = "ANYSIGMA_HARDWARE"  # the choice as JSON: of a parent process for those it starts, of a person who wants none tried
+KEPT = Path("logs/cache/hardware.json")
+BLOCK = 64  # images sampled at once
+BUSY = 0.3  # cores that others may use while a trial is made
+
+Choice = dict[str, Any]  # training, sampling: what was chosen; gains: how much faster than the plain one
+
+
+def chosen(facts: dict[str, Any], trial: Callable[[], Choice], kept: Path = KEPT) -> Choice:
+    """The choice for these facts (device, versions, network, shape, images, processes, threads): one on all processes."""
+    if SAID in os.environ:
+        return json.loads(os.environ[SAID])
+    processes = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    if int(os.environ.get("SLURM_NTASKS", "1") or 1) > 1:
+        say("hardware=auto: several tasks were started at once, no trial was made")
+        return {}
+    if "TORCHELASTIC_RUN_ID" in os.environ and processes > 1:
+        return from_first(lambda: by_trial(facts, trial, kept))
+    return by_trial(facts, trial, kept)
+
+
+def from_first(make: Callable[[], Choice]) -> Choice:
+    """The first process's, where torchrun has started them all at once and Lightning has not met them yet."""
+    dist.init_process_group("gloo")
+    try:
+        found = [make() if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(found, src=0)
+    finally:
+        dist.destroy_process_group()
+    return found[0]
+
+
+def by_trial(facts: dict[str, Any], trial: Callable[[], Choice], kept: Path) -> Choice:
+    """A trial kept from before, else a new one; of several runs that begin at once one tries, the others wait for it."""
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_suffix(".lock")):
+        if (found := read(kept).get(key)) is not None:
+            return found
+        load = Load()
+        time.sleep(FIRST)
+        if load.others() > BUSY:
+            say("hardware=auto: the machine is busy, no trial was made; precision 32-true, contiguous")
+            return {}
+        start = time.perf_counter()
+        found = {"facts": facts, **trial(), "seconds": round(time.perf_counter() - start, 2)}
+        if load.others() > BUSY:
+            say("hardware=auto: the machine was busy during the trial; precision 32-true, contiguous")
+            return {}
+        write(kept, {**read(kept), key: found})
+    return found
+
+
+def read(kept: Path) -> dict[str, Choice]:
+    """What was kept; nothing where there is no such file, or it cannot be read."""
+    with suppress(OSError, ValueError):
+        found = json.loads(kept.read_text())
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def write(kept: Path, choices: dict[str, Choice]) -> None:
+    """Aside, then renamed."""
+    aside = kept.with_suffix(f".{os.getpid()}.part")
+    aside.write_text(json.dumps(choices, indent=1))
+    os.replace(aside, kept)
+
+
+def share(choice: Choice) -> None:
+    """Let the processes that this one starts have the same."""
+    if is_first():
+        os.environ[SAID] = json.dumps(choice)
+
+
+def for_sampling(hardware: Hardware, network: nn.Module, shape: Sequence[int], record: Any) -> Hardware:
+    """With what the run samples with whose checkpoint has this record; where it has none, as a trial of the network says."""
+    if before := of_sampling(hardware.stored(record)):
+        return hardware.settled(before)
+    names = [name for name in OF_SAMPLING if getattr(hardware, name) == "auto"]
+    if not names:
+        return hardware.settled({})
+
+    def trial() -> Choice:
+        with torch.random.fork_rng():
+            torch.set_num_threads(hardware.most_threads)
+            images, seconds = plan(lambda n: forward(network, shape, n, hardware.device), hardware, BLOCK)
+            found, gain = fastest(hardware, names, forward(network, shape, images, hardware.device), seconds / 4)
+        return {"sampling": {name: getattr(found, name) for name in names}, "gains": [1.0, round(gain, 2)]}
+
+    found = chosen({**network_facts(hardware, network, shape), "asked": "sampling"}, trial)
+    if hardware.processes > 1:
+        share(found)
+    return hardware.settled(of_sampling(found))
+
+
+def of_sampling(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record or a choice says of sampling; nothing where it is none."""
+    found = record.get("sampling")
+    return found if isinstance(found, dict) else {}
+
+
+def network_facts(hardware: Hardware, network: nn.Module, shape: Sequence[int]) -> dict[str, Any]:
+    """What a trial of a network depends on."""
+    weights = str([(name, tuple(p.shape)) for name, p in network.named_parameters()])
+    return {
+        "device": device_name(hardware.device), "torch": torch.__version__, "shape": list(shape),
+        "network": hashlib.sha256(weights.encode()).hexdigest()[:16], "processes": hardware.processes,
+        "threads": hardware.most_threads,
+    }  # fmt: skip
+
+
+def device_name(where: torch.device) -> str:
+    """Of the GPU, or of the processor where Linux tells it, else its architecture."""
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    names: list[str] = []
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

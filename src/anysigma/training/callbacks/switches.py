@@ -1,0 +1,76 @@
+"""Threads that follow the free cores, and a record of it, so that a cut run goes on as the uncut one went."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from anysigma.machine.distributed import is_first
+from anysigma.machine.threads import Following, Load
+
+COLUMNS = ("step", "threads")
+
+
+class Switches(Callback):
+    """Sets the threads of a step before it; a count unlike the last goes to threads.csv (step, threads) before the step.
+
+    A sum over another number of threads differs in its last bit, so the counts are an input of the run: one that goes on
+    takes those that were written, up to the last, and then follows the free cores again. They change between optimiser
+    steps alone. Of several processes rank 0 decides for all, when figures are logged.
+    """
+
+    def __init__(self, path: Path, most: int):
+        self.path, self.most = path, most
+        self._written: list[tuple[int, int]] = []
+        self._following: Following | None = None
+        self._seconds = 0.0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """What was written before; no line of a run that begins anew."""
+        if trainer.global_step == 0 and is_first():
+            self.path.unlink(missing_ok=True)
+        self._written = trainer.strategy.broadcast(read(self.path))
+        load = Load() if trainer.world_size == 1 else Load(own=lambda: self._seconds)
+        self._following = Following(self.most, trainer.world_size, load)
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        step = trainer.global_step
+        if self._written and step <= self._written[-1][0]:
+            count = [threads for at, threads in self._written if at <= step][-1]
+        else:
+            count = self._count(trainer, step)
+            if not self._written or count != self._written[-1][1]:
+                self._write(step, count)
+        if count != torch.get_num_threads():
+            torch.set_num_threads(count)
+
+    def _count(self, trainer: Trainer, step: int) -> int:
+        if trainer.world_size == 1:
+            return self._following.now()
+        if self._written and step % trainer.log_every_n_steps:
+            return self._written[-1][1]
+        ours = torch.tensor(time.process_time(), dtype=torch.float64)
+        self._seconds = trainer.strategy.reduce(ours, reduce_op="sum").item()
+        return trainer.strategy.broadcast(self._following.read() if self._written else self._following.count)
+
+    def _write(self, step: int, count: int) -> None:
+        """One line more, on the disk before the step."""
+        self._written.append((step, count))
+        if is_first():
+            new = not self.path.exists()
+            with open(self.path, "a", newline="") as file:
+                csv.writer(file).writerows([COLUMNS] * new + [(step, count)])
+
+
+def read(path: Path) -> list[tuple[int, int]]:
+    """Its whole lines, as (step, threads); none where there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows = [(row["step"], row["threads"]) for row in csv.DictReader(file)]
+    return [(int(step), int(count)) for step, count in rows if step and count and step.isdigit() and count.isdigit()]
