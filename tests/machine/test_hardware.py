@@ -1,0 +1,55 @@
+"""Hardware: what stands in place of auto, and what cannot be."""
+
+import pytest
+import torch
+from torch import nn
+
+from anysigma.machine.hardware import PLAIN, Hardware
+
+
+def test_plain_leaves_what_was_said():
+    said = Hardware(precision="bf16-mixed", fused=True).plain()
+    assert (said.precision, said.fused, said.memory_format) == ("bf16-mixed", True, "contiguous")
+    assert not any(getattr(said, name) == "auto" for name in PLAIN)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ({"fused": "yes"}, "hardware.fused=yes: auto, true or false"),
+        ({"memory_format": "nhwc"}, "hardware.memory_format=nhwc: auto, channels_last, contiguous"),
+        ({"precision": "bf16-true"}, "weights and their average stay in fp32"),
+        ({"precision": "16-mixed", "accelerator": "cpu"}, "fp16 needs a GPU"),
+        ({"threads": -1}, "hardware.threads=-1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(words, message):
+    with pytest.raises(ValueError, match=message):
+        Hardware(**words)
+
+
+def test_fp16_has_no_fused_optimiser(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="scaled gradients"):
+        Hardware(precision="16-mixed", fused=True)
+
+
+@pytest.mark.parametrize(
+    "threads, cores, devices, most, follows",
+    [(0, 4, 1, 4, True), (0, 4, 2, 2, True), (0, 1, 1, 1, False), (3, 4, 1, 3, False), (0, 4, 8, 1, False)],
+)
+def test_threads_are_shared_out_and_follow_unless_they_are_fixed(monkeypatch, threads, cores, devices, most, follows):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
+    hardware = Hardware(accelerator="cpu", threads=threads, devices=devices).placed()
+    assert (hardware.most_threads, hardware.follows, hardware.processes) == (most, follows, devices)
+
+
+def test_the_network_gets_its_format_and_the_precision_is_autocasts():
+    network = nn.Conv2d(4, 4, 3)
+    hardware = Hardware(accelerator="cpu", memory_format="channels_last", precision="bf16-mixed", threads=1)
+    hardware.apply(network)
+    assert network.weight.is_contiguous(memory_format=torch.channels_last)
+    with hardware.autocast():
+        assert network(torch.zeros(1, 4, 8, 8)).dtype is torch.bfloat16
+    with Hardware(accelerator="cpu", precision="32-true").autocast():
+        assert network(torch.zeros(1, 4, 8, 8)).dtype is torch.float32
