@@ -1,16 +1,18 @@
 """Several studies in one: in their order, each on disk before the next, and a failing one takes nothing with it."""
 
+import importlib
 import json
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 from anysigma.evaluation.record import Record
 from anysigma.report.plots import Curve, Plot
 from anysigma.report.results import Result, Row, Table
 from anysigma.studies.all import All
-from anysigma.studies.base import CannotServe, Study
+from anysigma.studies.base import CannotServe, Model, Study
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,33 @@ def test_a_study_whose_features_cannot_be_had_is_a_line_too(tmp_path):
 def test_no_study_at_all_is_one_line():
     with pytest.raises(ValueError, match="at least one study"):
         All({})
+
+
+class Precision(Study):
+    """Says what a network would be computed in."""
+
+    def run(self, model, sampler, data, features, folder):
+        yield Result("p", card=model.card, rows=[Row("bf16", float(torch.is_autocast_enabled("cpu")))])
+
+
+class Digits(Precision):
+    in_float32 = True
+
+
+def test_a_study_of_small_numbers_is_made_in_float32_whatever_sampling_is_made_in():
+    model = Model(torch.nn.Module(), (1, 2, 2), {"precision": "bf16-mixed"})
+    object.__setattr__(model.denoiser, "device", torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = list(All({"a": Precision(), "b": Digits(), "c": Precision()}).results(model, None, None, None, None))
+        assert torch.is_autocast_enabled("cpu")
+    said = [(result.card["precision"], result.rows[0].value) for result in found]
+    assert said == [("bf16-mixed", 1.0), ("32-true", 0.0), ("bf16-mixed", 1.0)]
+
+
+STRICT = ["reconstruction.Reconstruction", "likelihood.Likelihood", "equivalence.Objective", "one_step.OneStep"]
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_what_asks_for_many_digits_says_so(name):
+    module, kind = name.split(".")
+    assert getattr(importlib.import_module(f"anysigma.studies.{module}"), kind).in_float32

@@ -20,7 +20,7 @@ def vectors(images: Tensor, features: nn.Module) -> Tensor:
     """uint8 `[N, C, H, W]` → float32 `[N, D]` on the CPU; where features have logits (`both`), these follow the D."""
     device = next(features.parameters()).device if isinstance(features, nn.Module) else images.device
     pieces = images.split(BATCH)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # bfloat16 would change the distance
         found = [joined(piece.to(device), features).cpu() for piece in progress(pieces, len(pieces), "features")]
     return torch.cat(found)
 

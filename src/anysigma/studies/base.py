@@ -2,9 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
+
+import torch
 
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.samplers.base import Sampler
@@ -39,12 +41,21 @@ class Study(ABC):
     needs_checkpoint: ClassVar[bool] = True
     needs_features: ClassVar[bool] = False
     draws_without: ClassVar[bool] = False  # whether it has something to show where its features cannot be had
+    in_float32: ClassVar[bool] = False  # whether it asks for more digits than a bfloat16 network has
 
     def results(self, model: Model, sampler: Sampler, data: Any, features: Any, folder: Path) -> Iterator[Result]:
         """`run`, one result after the other; raises CannotServe where the features that it needs are None."""
         if features is None and self.needs_features and not self.draws_without:
             raise CannotServe("there are no features to measure in")
-        found = self.run(model, sampler, data, features, folder)
+        if not self.in_float32:
+            yield from self._each(model, sampler, data, features, folder)
+            return
+        with torch.autocast(model.denoiser.device.type, enabled=False):
+            model = replace(model, card={**model.card, "precision": "32-true"})
+            yield from self._each(model, sampler, data, features, folder)
+
+    def _each(self, *given: Any) -> Iterator[Result]:
+        found = self.run(*given)
         yield from [found] if isinstance(found, Result) else found
 
     @abstractmethod

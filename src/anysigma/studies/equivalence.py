@@ -50,6 +50,8 @@ class Objective(Study):
     seed: int
     block: int
 
+    in_float32 = True
+
     def __post_init__(self):
         if not self.etas or not all(0 < eta <= 1 for eta in self.etas):
             raise ValueError(f"study.etas={list(self.etas)}: p_θ has no density at σ = 0; each η must lie in (0, 1]")

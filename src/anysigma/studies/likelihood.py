@@ -46,6 +46,8 @@ class Likelihood(Study):
     seed: int
     block: int
 
+    in_float32 = True
+
     def __post_init__(self):
         if not 0 < self.eta <= 1:
             raise ValueError(f"study.eta={self.eta}: p_θ has no density at σ = 0; the bound needs η in (0, 1]")

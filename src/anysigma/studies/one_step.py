@@ -46,6 +46,8 @@ class OneStep(Study):
     seed: int
     block: int
 
+    in_float32 = True
+
     def __post_init__(self):
         if self.n < 2 or self.shown < 1:
             raise ValueError(f"n={self.n}, shown={self.shown}: at least 2 images, and 1 to show, are needed")

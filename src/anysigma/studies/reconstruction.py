@@ -48,6 +48,8 @@ class Reconstruction(Study):
     block: int
     shown: int
 
+    in_float32 = True
+
     def __post_init__(self):
         if self.n < 1:
             raise ValueError(f"n={self.n}: at least 1 image is needed")
