@@ -21,7 +21,8 @@ from anysigma.report.pictures import grid
 from anysigma.studies import quality
 from anysigma.studies.base import Model
 from anysigma.studies.generated import generated
-from anysigma.studies.quality import GRID, Fidelity, count, fewer, held_to_counts, save, sets_of
+from anysigma.studies.quality import GRID, Fidelity, count, held_to_counts, save
+from anysigma.studies.sets import fewer, sets_of
 from anysigma.studies.trajectory import strip
 
 SAMPLER = Generalized.with_eta(3, 0.0, Trailing(), True)

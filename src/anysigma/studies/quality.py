@@ -23,13 +23,13 @@ from anysigma.report.pictures import grid
 from anysigma.report.results import Result, Row
 from anysigma.studies.base import Model, Study
 from anysigma.studies.generated import cost, generated
+from anysigma.studies.sets import fewer, sets_of
 from anysigma.studies.trajectory import strip
 
 TITLE = "Fidelity"
 ABOUT = "How far one sampler's images are from real ones, beside what as many real images give in their place."
 
 GRID, AT_MOST = 64, 5000
-SETS, LEAST, WITHIN = 5, 2, 500  # sets where none are asked for; evaluations of one image in each of them
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,6 @@ class Fidelity(Study):
                 result.card |= real.card(sets) | fewer(self.sets, evaluations)
                 result.lines = headline(result.rows, features.metric, result.card.get("fewer_sets", ""))
         return result
-
-
-def sets_of(asked: int | None, evaluations: int) -> int:
-    """Sets as asked for; where null, as many of 5 as keep the evaluations of one image in each of them within 500.
-
-    Never fewer than 2: one has no error. A function of the sampler alone, so that every machine takes as many.
-    """
-    return max(LEAST, min(SETS, WITHIN // evaluations)) if asked is None else asked
-
-
-def fewer(asked: int | None, evaluations: int) -> dict[str, str]:
-    """For the card: why there are not as many sets as for other samplers; nothing where there are."""
-    sets = sets_of(asked, evaluations)
-    if asked is not None or sets == SETS:
-        return {}
-    return {"fewer_sets": f"{sets} in place of {SETS}: {evaluations:,} network evaluations an image"}
 
 
 def headline(rows: Sequence[Row], metric: str, why: str = "") -> list[str]:

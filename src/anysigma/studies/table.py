@@ -84,8 +84,8 @@ class SamplerTable(Study):
         result.card |= real.card(self.sets) if is_first() else {}
         cells = self.allowed(list(self.cells(sampler, T)), model, result)
         each = real.n * self.sets
-        what = f"{len(cells)} settings, {each} images each"
-        say(cost(model, [cell.sampler for cell in cells], each, self.block, what))
+        every = [cell.sampler for cell in cells]
+        say(cost(model, every, each, self.block, f"{len(cells)} settings, {each} images each"))
         found, pictures = {}, {}
         for cell in cells:
             setting, what = describe(cell.sampler, T), ", ".join(filter(None, [cell.label, f"S = {cell.S}", cell.tau]))
