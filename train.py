@@ -42,6 +42,8 @@ def main(cfg: DictConfig) -> None:
             sys.exit(outcome.code)
         final = Final(outcome.loggers, cfg.trainer.max_steps)
         loggers = {"final": lambda **_: final}
+    elif cfg.profile:
+        print(f"profile=true: this run is at its last step; trainer.max_steps={step + 100} goes further")
     sys.exit(final_figures(folder, node, study_word(), loggers, {"command": command(), "versions": versions()}))
 
 

@@ -281,7 +281,7 @@ SAME = [
     "trainer.max_steps=7", "trainer.max_time=00:01:00:00", "hardware=cpu", "logger=csv", "resume=never", "sampler=ddpm",
     "sampler.eta=0.5", "study=table", "study.n=7", "features=none", "callbacks.grid.every=3", "~callbacks.distance",
     "trainer.accumulate_grad_batches=2", "hardware.precision=bf16-mixed", "optimizer.adam.lr=0.002", "schedule.T=1000",
-    "trainer.log_every_n_steps=7", "trainer.gradient_clip_val=1", "optimizer.adam.betas=[0.9,0.999]",
+    "profile=true", "trainer.log_every_n_steps=7", "trainer.gradient_clip_val=1", "optimizer.adam.betas=[0.9,0.999]",
 ]  # fmt: skip
 OTHER = [
     "seed=1", "model.channels=48", "schedule=linear", "schedule.T=999", "parameterization=v", "objective=p2",

@@ -97,7 +97,7 @@ def test_a_fresh_project_at_wandb_has_a_section_a_study(place):
 
 def test_too_few_images_and_a_folder_in_the_way_are_one_line(place):
     done = run(place, ROOT / "evaluate.py", "checkpoint=small", "n=1", "logger=csv", code=2)
-    assert done.stderr.strip().splitlines()[-1].startswith("error: n=1, sets=5: at least 4 images")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: n=1, sets=null: at least 4 images")
     (place / "logs/evaluate").rename(place / "elsewhere")
     (place / "logs/evaluate").write_text("in the way")
     done = run(place, ROOT / "evaluate.py", *SMALL, "logger=csv", code=2)

@@ -51,6 +51,13 @@ def test_the_best_comes_first_and_what_cannot_be_told_apart_says_so(tmp_path):
     assert "σ̂" in text
 
 
+def test_an_expensive_samplers_fewer_sets_keep_it_in_the_ranking(tmp_path):
+    few = {"sets": 2, "fewer_sets": "2 in place of 5: 1,000 network evaluations an image"}
+    a, b = written(tmp_path / "a", (40.0, 1.0, {"S": 10})), written(tmp_path / "b", (12.0, 1.0, {"S": 1000}), card=few)
+    text = compare([a, b])
+    assert [line[1] for line in lines(text)[2:4]] == ["b", "a"] and "Welch" in text and "in pairs" not in text
+
+
 def test_higher_is_better_for_precision(tmp_path):
     a = written(tmp_path / "a", (0.2, 0.01, {}), metric="precision_digits", better=1)
     b = written(tmp_path / "b", (0.7, 0.01, {}), metric="precision_digits", better=1)

@@ -76,7 +76,7 @@ def test_the_cost_is_a_blocks_time_times_all_blocks_and_steps_shared_by_the_proc
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(now))
     monkeypatch.setattr(module, "rank_and_world", lambda: (0, 2))
     samplers = [Generalized(steps=S, sigma=Eta(0.0), tau=Trailing(), clip=True) for S in (5, 15)]
-    said = cost(model, samplers, 9, 4)  # 3 blocks of 4, 20 evaluations of each: 60 of 3 s, by two processes
+    said = cost(model, samplers, 9, 4, "2 settings, 9 images each")
     asked = "2 settings, 9 images each: 240 network evaluations"
     assert said == f"{asked}, sampling takes about 90 s here, if none were made before"
 

@@ -1,5 +1,6 @@
 """Study `fidelity`: its figures are those of the images it made, recomputed by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,9 +18,11 @@ from anysigma.metrics.fidelity import at_most, frechet
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.metrics.vectors import vectors
 from anysigma.report.pictures import grid
+from anysigma.studies import quality
 from anysigma.studies.base import Model
 from anysigma.studies.generated import generated
 from anysigma.studies.quality import GRID, Fidelity, count, held_to_counts, save
+from anysigma.studies.sets import fewer, sets_of
 from anysigma.studies.trajectory import strip
 
 SAMPLER = Generalized.with_eta(3, 0.0, Trailing(), True)
@@ -70,6 +73,34 @@ def test_every_figure_is_that_of_the_images_made(model, data, tmp_path):
     assert {name: result.card[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("evaluations", "sets"),
+    [(1, 5), (50, 5), (100, 5), (101, 4), (125, 4), (126, 3), (166, 3), (167, 2), (1000, 2), (4000, 2)],
+)
+def test_an_expensive_sampler_has_fewer_sets_and_never_one(evaluations, sets):
+    assert sets_of(None, evaluations) == sets and sets_of(7, evaluations) == 7
+    why = f"{sets} in place of 5: {evaluations:,} network evaluations an image"
+    assert fewer(None, evaluations) == ({} if sets == 5 else {"fewer_sets": why}) and fewer(2, evaluations) == {}
+
+
+def test_the_cost_is_said_first_and_the_card_says_why_there_are_few_sets(model, data, tmp_path, capsys, monkeypatch):
+    made, features = quality.generated, ClassifierFeatures("digits", (1, 8, 8))
+
+    def first(*args, **kwargs):
+        said = capsys.readouterr().out
+        assert said.startswith("2 sets of 40 images: 13,360 network evaluations, sampling takes about ")  # 5 blocks of 16
+        return made(*args, **kwargs)
+
+    monkeypatch.setattr(quality, "generated", first)
+    result = fidelity(sets=None).run(model, replace(SAMPLER, steps=167), data, features, tmp_path)
+    why = "2 in place of 5: 167 network evaluations an image"
+    assert result.card["sets"] == 2 == len(result.rows[0].sets) and result.card["fewer_sets"] == why
+    assert result.lines[0].endswith(f"; {why}")
+    monkeypatch.undo()
+    asked = fidelity().run(model, SAMPLER, data, features, tmp_path)
+    assert "fewer_sets" not in asked.card and asked.card["sets"] == 2 and "in place of" not in asked.lines[0]
+
+
 def test_without_features_it_draws_alone(model, data, tmp_path):
     result = fidelity(n=4, save="png").run(model, SAMPLER, data, None, tmp_path)
     images = generated(model, SAMPLER, GRID, seed=3, block=16, folder=tmp_path)
@@ -88,6 +119,7 @@ def test_two_channels_are_kept_as_arrays_alone(data, tmp_path):
 
 def test_what_could_not_be_measured_is_one_line(data):
     held_to_counts(4, 1, 2)
+    held_to_counts(4, None, 2)
     held_to_counts(None, 1, 2)
     for counts, why in (((3, 1, 2), "at least 4 images"), ((4, 0, 2), "and 1 set"), ((4, 1, 1), "at least 2 draws")):
         with pytest.raises(ValueError, match=why):

@@ -195,7 +195,7 @@ REFUSED = [
     ("sampler.steps=2000", "sampler.steps=2000 is more than schedule.T=1000"),
     ("sampler.tau=[1001]", "every step must lie in 1..1000"),
     ("features=none", "no feature network"),
-    ("n=1", "n=1, sets=5: at least 4 images and 1 set are needed"),
+    ("n=1", "n=1, sets=null: at least 4 images and 1 set are needed"),
     ("study.splits=1", "study.splits=1: at least 2 draws of real images are needed"),
     ("save=jpg", "save=jpg: png, npz or null"),
     ("which=worst", "which=worst: last or best"),

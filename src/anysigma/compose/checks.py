@@ -44,6 +44,8 @@ def check_train(cfg: DictConfig) -> dict[str, Any]:
     refuse_job_words()
     if not any(one.get("_target_", "").endswith(".last.Last") for one in node["callbacks"].values()):
         raise ConfigError("callbacks: without last nothing of the run would be saved")
+    if cfg.profile and not any(one.get("_target_", "").endswith(".profile.Profile") for one in node["callbacks"].values()):
+        raise ConfigError("profile=true: callbacks has no profile that would do it")
     check_blocks(node)
     check_optimizer(node["optimizer"])
     build(node["hardware"])

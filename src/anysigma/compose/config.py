@@ -27,6 +27,7 @@ class TrainConfig:
     init: str | None = None
     resume: str = MISSING
     debug: bool = MISSING
+    profile: bool = MISSING
     trainer: Any = MISSING
     job: Any = MISSING
     schedule: Any = MISSING

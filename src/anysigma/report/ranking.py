@@ -11,7 +11,7 @@ from anysigma.report.results import Table
 from anysigma.report.verdict import counted, difference, rule, same_noise
 
 # What one compares. Every other line of the card is the protocol and has to agree.
-FREE = ("checkpoint", "step", "schedule", "weights_sha256", "sampler", "S", "sigma", "eta")
+FREE = ("checkpoint", "step", "schedule", "weights_sha256", "sampler", "S", "sigma", "eta", "sets", "fewer_sets")
 HIDDEN = ("weights_sha256", "schedule", "checkpoint")
 
 

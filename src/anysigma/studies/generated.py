@@ -43,8 +43,8 @@ def generated(
     return gathered(ks, images)[:n]
 
 
-def cost(model: Model, samplers: Sequence[Sampler], n: int, block: int) -> str:
-    """What n images of each will cost, from one timed call of the network on a block."""
+def cost(model: Model, samplers: Sequence[Sampler], n: int, block: int, what: str) -> str:
+    """What n images of each will cost, from one timed call of the network on a block; `what` they are, in words."""
     T, device = model.denoiser.process.T, model.denoiser.device
     evaluations = sum(sampler.evaluations(T) for sampler in samplers)
     x_T, t = torch.zeros(block, *model.shape, device=device), torch.full((block,), T, device=device)
@@ -55,7 +55,7 @@ def cost(model: Model, samplers: Sequence[Sampler], n: int, block: int) -> str:
     blocks = -(-n // block)
     seconds = (time.perf_counter() - start) * blocks * evaluations / rank_and_world()[1]
     asked = f"{blocks * block * evaluations:,} network evaluations"
-    return f"{len(samplers)} settings, {n} images each: {asked}, sampling takes {spoken(seconds)}"
+    return f"{what}: {asked}, sampling takes {spoken(seconds)}"
 
 
 def spoken(seconds: float) -> str:

@@ -22,7 +22,8 @@ from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.report.pictures import grid
 from anysigma.report.results import Result, Row
 from anysigma.studies.base import Model, Study
-from anysigma.studies.generated import generated
+from anysigma.studies.generated import cost, generated
+from anysigma.studies.sets import fewer, sets_of
 from anysigma.studies.trajectory import strip
 
 TITLE = "Fidelity"
@@ -35,13 +36,14 @@ GRID, AT_MOST = 64, 5000
 class Fidelity(Study):
     """The distance of `sets` disjoint sets of `n` generated images to the training images, mean and standard error.
 
-    `n` null: as many as are held out, at most 5,000. `splits`: draws of n real images, for the anchors beside it.
+    `n` null: as many as are held out, at most 5,000. `sets` null: 5, fewer where the sampler asks the network more than
+    100 times an image (`sets_of`). `splits`: draws of n real images, for the anchors beside it.
     `seed` names the noise, `block` images are computed at once. `save`: png, npz or null. `cache`: where the
     real images' features and anchors are kept. Also draws a grid and a trajectory.
     """
 
     n: int | None
-    sets: int
+    sets: int | None
     splits: int
     seed: int
     block: int
@@ -56,9 +58,11 @@ class Fidelity(Study):
         held_to_counts(self.n, self.sets, self.splits)
 
     def run(self, model: Model, sampler: Sampler, data: Any, features: Features | None, folder: Path) -> Result:
-        """Make the images, measure, draw."""
-        n = count(self.n, data)
-        total = n * self.sets if features else max(GRID, n)
+        """Say what it will cost, make the images, measure, draw."""
+        n, evaluations = count(self.n, data), sampler.evaluations(model.denoiser.process.T)
+        sets = sets_of(self.sets, evaluations)
+        total = n * sets if features else max(GRID, n)
+        say(cost(model, [sampler], total, self.block, f"{sets} sets of {n} images" if features else f"{total} images"))
         images = generated(model, sampler, total, seed=self.seed, block=self.block, folder=folder)
         setting = describe(sampler, model.denoiser.process.T)
         result = Result("fidelity", TITLE, ABOUT, card={**model.card, **setting, "seed": self.seed, "block": self.block})
@@ -74,16 +78,17 @@ class Fidelity(Study):
                 found = real.vectors(images.split(n))
                 first, *others = real.rows(found, setting)
                 result.rows = [replace(first, key=True), real.limit(found, setting), *others]
-                result.card |= real.card(self.sets)
-                result.lines = headline(result.rows, features.metric)
+                result.card |= real.card(sets) | fewer(self.sets, evaluations)
+                result.lines = headline(result.rows, features.metric, result.card.get("fewer_sets", ""))
         return result
 
 
-def headline(rows: Sequence[Row], metric: str) -> list[str]:
-    """The distance with its interval; its anchors; to held-out images and to infinitely many."""
+def headline(rows: Sequence[Row], metric: str, why: str = "") -> list[str]:
+    """The distance with its interval, and why of few sets; its anchors; to held-out images and to infinitely many."""
     by = {row.metric: row for row in rows}
     first = by[metric]
-    lines = [f"{metric} {figure(first)}, {len(first.sets)} sets of {first.n} images to the training images{interval(first)}"]
+    sets = f"{len(first.sets)} sets of {first.n} images to the training images"
+    lines = [f"{metric} {figure(first)}, {sets}{interval(first)}{f'; {why}' if why else ''}"]
     lines.append(f"at {first.n} images: {first.beside}")
     if other := by.get(f"{metric}_held_out"):
         lines.append(f"to {other.n} held-out images: {figure(other)} ({other.beside})")
@@ -210,10 +215,11 @@ class RealImages:
         }  # fmt: skip
 
 
-def held_to_counts(n: int | None, sets: int, splits: int) -> None:
+def held_to_counts(n: int | None, sets: int | None, splits: int) -> None:
     """Raises ValueError where nothing could be measured with these."""
-    if sets < 1 or (n is not None and n < 4):  # precision and recall ask for the third neighbour
-        raise ValueError(f"n={n}, sets={sets}: at least 4 images and 1 set are needed")
+    if (sets is not None and sets < 1) or (n is not None and n < 4):  # precision and recall ask for the third neighbour
+        asked = ", ".join(f"{name}={'null' if value is None else value}" for name, value in (("n", n), ("sets", sets)))
+        raise ValueError(f"{asked}: at least 4 images and 1 set are needed")
     if splits < 2:
         raise ValueError(f"study.splits={splits}: at least 2 draws of real images are needed")
 

@@ -83,12 +83,14 @@ class SamplerTable(Study):
         result = Result("table", TITLE, ABOUT, card={**model.card, "seed": self.seed, "block": self.block})
         result.card |= real.card(self.sets) if is_first() else {}
         cells = self.allowed(list(self.cells(sampler, T)), model, result)
-        say(cost(model, [cell.sampler for cell in cells], real.n * self.sets, self.block))
+        each = real.n * self.sets
+        every = [cell.sampler for cell in cells]
+        say(cost(model, every, each, self.block, f"{len(cells)} settings, {each} images each"))
         found, pictures = {}, {}
         for cell in cells:
             setting, what = describe(cell.sampler, T), ", ".join(filter(None, [cell.label, f"S = {cell.S}", cell.tau]))
             made = dict(seed=self.seed, block=self.block, folder=folder, what=what)
-            images = generated(model, cell.sampler, real.n * self.sets, **made)
+            images = generated(model, cell.sampler, each, **made)
             if is_first():
                 measured = real.rows(real.vectors(images.split(real.n)), setting)
                 result.rows += [replace(row, card=setting) for row in measured]
