@@ -23,16 +23,17 @@ def decode(path: Path, shape: Sequence[int], crop: str, background: int) -> np.n
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            image = opaque(eight_bits(ImageOps.exif_transpose(image)), background).convert("L" if C == 1 else "RGB")
-        if image.size != (W, H):
-            if crop == "none":
-                raise ValueError(f"{image.height}x{image.width}, not {H}x{W}, and data.source.crop=none")
-            image = ImageOps.fit(image, (W, H), Image.Resampling.BICUBIC)  # Pillow's bicubic filters when it shrinks
+            ImageOps.exif_transpose(image, in_place=True)
+            image = converted(opaque(eight_bits(image), background), "L" if C == 1 else "RGB")
+            if image.size != (W, H):
+                if crop == "none":
+                    raise ValueError(f"{image.height}x{image.width}, not {H}x{W}, and data.source.crop=none")
+                image = ImageOps.fit(image, (W, H), Image.Resampling.BICUBIC)  # Pillow's bicubic filters when it shrinks
+            return np.ascontiguousarray(np.asarray(image).reshape(H, W, C).transpose(2, 0, 1))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"gigantic, more than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except Exception as error:  # decoders answer damaged files with whatever they stumble over
         raise ValueError(_words(error, path)) from error
-    return np.ascontiguousarray(np.asarray(image).reshape(H, W, C).transpose(2, 0, 1))
 
 
 @contextmanager
@@ -56,7 +57,12 @@ def opaque(image: Image.Image, background: int) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (background,) * 3 + (255,)), image).convert("RGB")
-    return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB")
+    return image if image.mode == "L" else converted(image, "L" if image.mode == "1" else "RGB")
+
+
+def converted(image: Image.Image, mode: str) -> Image.Image:
+    """In this mode, without the copy that Pillow makes where it is already."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _words(error: Exception, path: Path) -> str:
