@@ -26,7 +26,7 @@ from anysigma.data.datamodule import Indices, Order
 from anysigma.data.folder import ImageFolder
 from anysigma.data.images import from_uint8
 from anysigma.data.placement import FROM_DISK, FROM_MEMORY, Fetched, chosen
-from anysigma.machine.hardware import affinity
+from anysigma.machine.threads import affinity
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PINNED, WARM = DEVICE.type == "cuda", 5
@@ -55,7 +55,7 @@ def main() -> None:
         alone = reading(images, asked, network=0)
         beside = reading(images, asked, network=asked.network)
         decoded = decoding(Path(place), asked)
-    here = f"{platform.processor() or platform.machine()}, {affinity()} cores, {DEVICE}, torch {torch.__version__}"
+    here = f"{platform.processor() or platform.machine()}, {len(affinity())} cores, {DEVICE}, torch {torch.__version__}"
     print(f"{here}, Pillow {PIL.__version__}\n")
     print(f"Images of {asked.side}x{asked.side}, batch {asked.batch}, {asked.rounds} rounds\n")
     print(table(("way", "images/s, nothing else", "images/s, beside a network"), alone, beside))
@@ -154,7 +154,7 @@ def decoding(place: Path, asked: argparse.Namespace) -> Rates:
     """Images/s of the folder into its cache, and of pools that open and convert with Pillow and keep nothing."""
     root, found = place / "files", {}
     root.mkdir()
-    with ProcessPoolExecutor(affinity()) as processes, ThreadPoolExecutor(affinity()) as threads:
+    with ProcessPoolExecutor(len(affinity())) as processes, ThreadPoolExecutor(len(affinity())) as threads:
         paths = list(processes.map(partial(png, root, asked.file_side), range(asked.files), chunksize=20))
         turns = {
             "Pillow alone, threads": partial(bare, threads, paths),
