@@ -3,6 +3,9 @@
 import os
 import shutil
 import struct
+import threading
+import time
+import warnings
 import zlib
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from anysigma.data import folder as folder_module
 from anysigma.data.datamodule import ImageDataModule
 from anysigma.data.decode import decode
 from anysigma.data.folder import ImageFolder, divided
@@ -226,6 +230,64 @@ def test_a_bad_image_is_named_or_counted_in_one_line(kind, folder, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert f"1 of 21 images left out: cats/bad.png ({words}" in lines[-1]
     assert not list((folder.parent / "cache").glob("*.part")) and not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def spoiled(folder):
+    """Files that are no images, first, last and between."""
+    for name in ("00.png", "cats/1b.png", "zz.png"):
+        (folder / name).write_text(name)
+    large(folder / "dogs" / "large.png")
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_any_number_of_threads_makes_the_same_bytes_lines_and_progress(threads, folder, monkeypatch, capsys):
+    spoiled(folder)
+    track, shown = folder_module.track, []
+
+    def tracked(images, line, total, transient):
+        shown.append((line, total, transient))
+        return track(images, line, total=total, transient=transient)
+
+    def bytes_lines_and_progress(count):
+        monkeypatch.setattr(folder_module, "affinity", lambda: range(count))
+        cache = folder.parent / f"cache{count}"
+        _ = made(folder, cache=str(cache), on_error="skip", held_out=0.4).train
+        (place,) = caches(cache)
+        return {path.name: path.read_bytes() for path in place.iterdir()}, capsys.readouterr().out, shown[-2:]
+
+    monkeypatch.setattr(folder_module, "track", tracked)
+    one, several = bytes_lines_and_progress(1), bytes_lines_and_progress(threads)
+    assert one == several and "4 of 24 images left out: 00.png (" in one[1]
+    (first, n, _), (second, m, _) = shown[:2]
+    assert (first, second, n + m, len(shown)) == ("images: train", "images: held_out", 24, 4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_first_bad_image_by_name_is_said_whichever_is_found_first(threads, folder, monkeypatch):
+    spoiled(folder)
+
+    def late(path, *rest):
+        if path.name == first:
+            time.sleep(0.1)
+        return decode(path, *rest)
+
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+    bad = [name for name in divided(names, 0.1)[0] if name in ("00.png", "cats/1b.png", "dogs/large.png", "zz.png")]
+    first = bad[0].split("/")[-1]
+    monkeypatch.setattr(folder_module, "affinity", lambda: range(threads))
+    monkeypatch.setattr(folder_module, "decode", late)
+    with pytest.raises(ValueError, match=f"/{bad[0]}: "):
+        _ = made(folder).train
+    assert caches(folder.parent / "cache") == [] and not [t for t in threading.enumerate() if t.name.startswith("ahead")]
+
+
+def test_threads_leave_the_warnings_as_they_were(folder, monkeypatch, recwarn):
+    for k in range(8):
+        large(folder / f"large{k}.png")
+    before = list(warnings.filters)
+    monkeypatch.setattr(folder_module, "affinity", lambda: range(4))
+    assert len(torch.cat([made(folder, on_error="skip").train, made(folder, on_error="skip").held_out])) == 20
+    assert warnings.filters == before and not [w for w in recwarn if "DecompressionBomb" in w.category.__name__]
 
 
 def test_strange_names_make_one_line(folder, capsys):

@@ -106,6 +106,15 @@ def test_where_the_decoding_process_dies_another_takes_over(place):
     assert len(decoded(place)) >= N + 3
 
 
+def test_an_interrupt_ends_the_decoding_and_leaves_nothing_behind(place):
+    (process,) = started(place, 1, seconds=0.2)
+    until(lambda: (place / "decoded").exists() and len(decoded(place)) >= 2)
+    process.send_signal(signal.SIGINT)
+    ((_, error, code),) = ended([process])
+    assert code != 0 and "KeyboardInterrupt" in error
+    assert len(decoded(place)) < N and [name for name in cached(place) if not name.endswith(".lock")] == []
+
+
 def test_a_lock_that_the_dead_left_behind_holds_nobody(tmp_path, capsys):
     lock = tmp_path / "lock"
     lock.touch()  # as after a power cut

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from anysigma.data.images import from_uint8, image_hash
+from anysigma.data.placement import Fetched, Way, amount, chosen, free, way
 from anysigma.diffusion.noise import Draws, stream
+from anysigma.machine.distributed import say
 
 
 class ImageSource(Protocol):
@@ -45,18 +47,18 @@ class Order:
         self._permutation = lru_cache(2)(self._drawn)
         self._coins = Draws(seed, "flips")  # of their own: the order is the same with flips and without
 
-    def _drawn(self, epoch: int) -> list[int]:
-        return torch.randperm(self.n, generator=stream(self.seed, epoch)).tolist()
+    def _drawn(self, epoch: int) -> Tensor:
+        return torch.randperm(self.n, generator=stream(self.seed, epoch))
 
     def batch(self, i: int) -> list[int]:
         """Entries of batch i of this rank: 0..N-1, with flips 0..2N-1."""
         first = (i * self.world + self.rank) * self.batch_size
-        positions = range(first, first + self.batch_size)
-        entries = [self._permutation(p // self.n)[p % self.n] for p in positions]
-        if not self.flips:
-            return entries
-        heads = self._coins.uniform(torch.tensor(positions)) < 0.5
-        return (torch.tensor(entries) + self.n * heads).tolist()
+        end = first + self.batch_size
+        starts = range(first - first % self.n, end, self.n)  # of the permutations that the batch takes a piece of
+        entries = torch.cat([self._permutation(p // self.n)[max(first - p, 0) : end - p] for p in starts])
+        if self.flips:
+            entries += self.n * (self._coins.uniform(torch.arange(first, end)) < 0.5)
+        return entries.tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         return map(self.batch, range(self.start, self.total))
@@ -66,7 +68,7 @@ class Order:
 
 
 class Indices(torch.utils.data.Dataset):
-    """A batch of indices is the batch: the images already lie on the device."""
+    """A batch of indices is the batch: the images lie on the device."""
 
     def __init__(self, n: int):
         self.n = n
@@ -84,9 +86,12 @@ class ImageDataModule(LightningDataModule):
     `source`: makes it, from `root` and `download` where its signature has them; ValueError where they are given and it
     has not. `shape`: (C, H, W) as the YAML declares it; the source is held to it (ValueError). `batch_size`: images an
     optimiser step, all processes and micro-steps together. `flips`: half of all training images are mirrored left to
-    right, anew in every epoch; `train` and `held_out` never are. The images stay on the device as uint8 and only indices
-    travel.
+    right, anew in every epoch; `train` and `held_out` never are. Images stay uint8 until the device: they lie there whole
+    and only indices travel, or where they would fill it, batches are fetched ahead from the host (data/placement.py); the
+    batches are the same.
     """
+
+    room: int | None = None  # bytes free on the device; None: as it says itself
 
     def __init__(
         self, source: Callable[..., ImageSource], shape: Sequence[int], batch_size: int, seed: int, flips: bool = False,
@@ -139,8 +144,11 @@ class ImageDataModule(LightningDataModule):
             )
         return share
 
-    def train_dataloader(self) -> DataLoader:
-        """One epoch of max_steps · accumulation batches, starting after those that the trainer has already drawn."""
+    def train_dataloader(self) -> DataLoader | Fetched:
+        """One epoch of max_steps · accumulation batches, starting after those that the trainer has already drawn.
+
+        Says in one line which way the images take.
+        """
         trainer = self.trainer
         order = Order(
             len(self.train),
@@ -152,17 +160,25 @@ class ImageDataModule(LightningDataModule):
             world=trainer.world_size,
             flips=self.flips,
         )
+        device = trainer.strategy.root_device
+        taken = self.way(device)
+        say(f"{amount(self.train.nbytes)} of training images {taken.why}")
+        if taken.threads:
+            return Fetched(self.train, order, taken.threads, pinned=device.type == "cuda")
         return DataLoader(Indices(len(self.train)), batch_sampler=order, collate_fn=lambda batch: batch)
 
+    def way(self, device: torch.device) -> Way:
+        """How the training images come to a device, by their size."""
+        room = free(device) if self.room is None else self.room
+        return way(self.train.nbytes, device.type, room, free(torch.device("cpu")))
+
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
-        """Indices on the device → images on the device."""
+        """Indices, or images uint8, on the device → images in [-1, 1] on the device."""
+        if batch.dtype == torch.uint8:
+            return from_uint8(batch)
         if self._on_device is None or self._on_device.device != batch.device:
             self._on_device = self.train.to(batch.device)
-        if not self.flips:
-            return from_uint8(self._on_device[batch])
-        n = len(self._on_device)
-        images = self._on_device[batch % n]
-        return from_uint8(torch.where((batch >= n)[:, None, None, None], images.flip(3), images))
+        return from_uint8(chosen(self._on_device, batch) if self.flips else self._on_device.index_select(0, batch))
 
 
 def made(source: Callable[..., ImageSource], **places: Any) -> ImageSource:

@@ -1,7 +1,8 @@
 """One image file as an array of the wanted shape."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +15,33 @@ def decode(path: Path, shape: Sequence[int], crop: str, background: int) -> np.n
     """The file as uint8 `[C, H, W]`, upright, its first frame; raises ValueError with a few words for what is none.
 
     `crop`: center or none; `background`: the grey level 0..255 under transparent pixels. Gigantic means more than
-    PIL.Image.MAX_IMAGE_PIXELS.
+    PIL.Image.MAX_IMAGE_PIXELS. Several threads may call it at once; `quiet` is for all of them.
     """
     C, H, W = shape
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                image.load()
-                image = opaque(eight_bits(ImageOps.exif_transpose(image)), background).convert("L" if C == 1 else "RGB")
-        if image.size != (W, H):
-            if crop == "none":
-                raise ValueError(f"{image.height}x{image.width}, not {H}x{W}, and data.source.crop=none")
-            image = ImageOps.fit(image, (W, H), Image.Resampling.BICUBIC)  # Pillow's bicubic filters when it shrinks
+        with Image.open(path, formats=FORMATS) as image:
+            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            image = converted(opaque(eight_bits(image), background), "L" if C == 1 else "RGB")
+            if image.size != (W, H):
+                if crop == "none":
+                    raise ValueError(f"{image.height}x{image.width}, not {H}x{W}, and data.source.crop=none")
+                image = ImageOps.fit(image, (W, H), Image.Resampling.BICUBIC)  # Pillow's bicubic filters when it shrinks
+            return np.ascontiguousarray(np.asarray(image).reshape(H, W, C).transpose(2, 0, 1))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"gigantic, more than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except Exception as error:  # decoders answer damaged files with whatever they stumble over
         raise ValueError(_words(error, path)) from error
-    return np.asarray(image).reshape(H, W, C).transpose(2, 0, 1)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Pillow's warning of gigantic images is not printed: `decode` refuses them. Python's filters are the process's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -47,7 +57,12 @@ def opaque(image: Image.Image, background: int) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (background,) * 3 + (255,)), image).convert("RGB")
-    return image if image.mode == "L" else image.convert("L" if image.mode == "1" else "RGB")
+    return image if image.mode == "L" else converted(image, "L" if image.mode == "1" else "RGB")
+
+
+def converted(image: Image.Image, mode: str) -> Image.Image:
+    """In this mode, without the copy that Pillow makes where it is already."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _words(error: Exception, path: Path) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -14,11 +15,14 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from anysigma.data.decode import decode
+from anysigma.data.ahead import ahead
+from anysigma.data.decode import decode, quiet
 from anysigma.machine.distributed import one_at_a_time, say
+from anysigma.machine.threads import affinity
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMAT = 1  # of the cache; another number makes new ones
+WAITING = 8  # decoded images of a thread that wait for a slow one before them
 
 
 class ImageFolder:
@@ -28,7 +32,8 @@ class ImageFolder:
     none refuses other sizes. `background`: the grey level 0..255 under transparent pixels. `held_out`: the share held
     out, by a hash of each file's name, so that a file stays on its side when others come; each side gets at least one.
     `on_error`: stop at the first file that is no whole image, or skip such files and say which. `cache`: the folder of
-    the decoded copies; a change of any name, size, date or setting makes another. Of several processes one decodes.
+    the decoded copies; a change of any name, size, date or setting makes another. Of several processes one decodes,
+    on all cores.
     Raises FileNotFoundError, PermissionError or ValueError, always in one line.
     """
 
@@ -99,8 +104,8 @@ class ImageFolder:
         try:
             skipped: list[str] = []
             for split, members in zip(("train", "held_out"), divided(names, self.share), strict=True):
-                with (aside / f"{split}.npy").open("wb") as file:
-                    images = self._decoded(members, f"{self.root.name}: {split}", skipped)
+                images = self._decoded(members, f"{self.root.name}: {split}", skipped)
+                with (aside / f"{split}.npy").open("wb") as file, quiet(), closing(images):
                     if not write_npy(file, images, self.shape):
                         raise ValueError(f"{self.root}: no image is left for {split}; the first left out: {skipped[0]}")
             (aside / "skipped.json").write_text(json.dumps(skipped))
@@ -113,15 +118,24 @@ class ImageFolder:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _decoded(self, names: list[str], line: str, skipped: list[str]) -> Iterator[np.ndarray]:
-        for name in track(names, line, transient=True):
-            try:
-                yield decode(self.root / name, self.shape, self.crop, self.background)
-            except ValueError as error:
-                if self.on_error == "stop":
+        threads = len(affinity())
+        with closing(ahead(self._tried, names, threads, WAITING * threads)) as found:
+            for name, image in zip(names, track(found, line, total=len(names), transient=True), strict=True):
+                if not isinstance(image, ValueError):
+                    yield image
+                elif self.on_error == "stop":
                     raise ValueError(
-                        f"{self.root / name}: {error}; data.source.on_error=skip leaves such files out"
-                    ) from error
-                skipped.append(printable(f"{name} ({error})"))
+                        f"{self.root / name}: {image}; data.source.on_error=skip leaves such files out"
+                    ) from image
+                else:
+                    skipped.append(printable(f"{name} ({image})"))
+
+    def _tried(self, name: str) -> np.ndarray | ValueError:
+        """The image, or why there is none: what that means is decided where the images stand in order."""
+        try:
+            return decode(self.root / name, self.shape, self.crop, self.background)
+        except ValueError as error:
+            return error
 
 
 def printable(text: str) -> str:
@@ -181,7 +195,7 @@ def write_npy(file: BinaryIO, images: Iterator[np.ndarray], shape: Sequence[int]
     header(0)
     start, n = file.tell(), 0
     for image in images:
-        file.write(image.tobytes())
+        file.write(np.ascontiguousarray(image))
         n += 1
     header(n)  # numpy leaves room for a first axis of any length
     if file.tell() != start:

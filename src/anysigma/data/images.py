@@ -10,7 +10,7 @@ ROUNDING = "x·127.5+127.5, to nearest"  # `to_uint8`, as cards say it
 
 def from_uint8(images: Tensor) -> Tensor:
     """uint8 `[…]` → float32 in [-1, 1]: x/127.5 - 1, so 0 → -1 and 255 → 1 exactly."""
-    return images.to(torch.float32) / 127.5 - 1
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def to_uint8(x_0: Tensor) -> Tensor:
