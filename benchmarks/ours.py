@@ -52,7 +52,7 @@ def network_words(net: Network) -> list[str]:
 def words(task: Task) -> list[str]:
     """The command line of a task, but for the images."""
     shape = "[1,8,8]" if task.network == OURS else str(list(task.net.shape)).replace(" ", "")
-    found = [f"data.shape={shape}", f"data.batch_size={task.batch}", f"seed={task.seed}", "logger=csv"]
+    found = [f"data.shape={shape}", f"data.batch_size={task.batch}", f"seed={task.seed}", "logger=csv", "features=none"]
     found += [f"hardware={'gpu' if task.device == 'cuda' else 'cpu'}", f"hardware.threads={task.threads}"]
     found += [f"hardware.precision={PRECISIONS[task.precision]}", f"hardware.memory_format={task.memory_format}"]
     net = [] if task.network == OURS else network_words(task.net)
@@ -150,7 +150,7 @@ def run(turns: Turns, task: Task, node: dict[str, Any], job: TrainingJob, left_o
 
 def step(turns: Turns, task: Task) -> None:
     """The training step: nothing beside it but what every run logs. Saving is left out, as it is of the peers."""
-    trained(turns, task, *SAMPLING, "held_out", "progress")
+    trained(turns, task, *SAMPLING, "held_out")
 
 
 def loop(turns: Turns, task: Task) -> None:
@@ -170,7 +170,8 @@ def bare(turns: Turns, task: Task) -> None:
     module, device = job.module.to(task.device), task.device
     facts = {"parameters": parameters(module), "torch": torch.__version__}
     step = BareStep(module, from_uint8(job.data.train.to(device)), task)
-    turns.answer(threads=torch.get_num_threads(), precision=task.precision, fused=task.fused, **facts)
+    facts |= {"precision": task.precision, "memory_format": task.memory_format, "fused": task.fused}
+    turns.answer(threads=torch.get_num_threads(), **facts)
     obey(turns, step, wait=partial(synchronise, device))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,14 +28,17 @@ ASKING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")  # operators 
 
 
 class Asked(TorchDispatchMode):
-    """Counts the operators that make the host wait, whatever the device: what a GPU would wait for is seen on a CPU too."""
+    """Counts the operators that make the host wait, whatever the device: what a GPU would wait for is seen on a CPU too.
+
+    Not those of the optimiser: its step counts lie on the CPU wherever the weights are, and no one waits for them.
+    """
 
     def __init__(self):
         super().__init__()
-        self.count = 0
+        self.count, self.optimizing = 0, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ in ASKING
+        self.count += func.overloadpacket.__name__ in ASKING and not self.optimizing
         return func(*args, **(kwargs or {}))
 
 
@@ -50,11 +54,17 @@ class Waits:
         warnings.simplefilter("always")
         if self.device == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
+        self._hooks = [
+            register_optimizer_step_pre_hook(lambda *_: setattr(self._mode, "optimizing", True)),
+            register_optimizer_step_post_hook(lambda *_: setattr(self._mode, "optimizing", False)),
+        ]
         self._mode.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._mode.__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
         if self.device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
             self.warned = sum("synchronizing CUDA operation" in str(one.message) for one in self._said)
@@ -83,7 +93,7 @@ def waits(task: Task) -> dict[str, Any]:
     """Waits of the host a step between two logs, and a sampled batch."""
     node, job = job_of(task, f"trainer.max_steps={WARM + STEPS + 1}", "trainer.log_every_n_steps=1000000")
     counted = Waits(task.device)
-    job.callbacks = {"last": job.callbacks["last"], "watch": Watch(counted)}
+    job.callbacks = {name: job.callbacks[name] for name in ("progress", "last")} | {"watch": Watch(counted)}
     job.run(Path(task.folder) / "watched", Facts({k: v for k, v in node.items() if k != "job"}, identity(node)))
     rows = [["a training step", *(each(n, STEPS) for n in (counted.asked, counted.warned))]]
     ema = job.module.ema.to(task.device)

@@ -34,7 +34,7 @@ def test_our_training_obeys_step_by_step_and_splits_its_time(where):
 
 
 def test_a_child_that_dies_is_told_with_its_own_words(where):
-    with pytest.raises(RuntimeError, match="hardware.memory_format=none"):
+    with pytest.raises(RuntimeError, match="memory_format=none"):
         where.child(RACE, Entry("wrong", "ours.step"), "none")
 
 
