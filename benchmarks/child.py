@@ -1,6 +1,7 @@
 """The parent's side: one process a contestant, which computes only while it is asked."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ class Child:
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(
                 [str(python), "-m", "benchmarks.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                text=True, cwd=ROOT,
+                text=True, cwd=task.folder, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"},
             )  # fmt: skip
         self.facts = self.ask(who=who, task=task.plain())
 

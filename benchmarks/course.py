@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from anysigma.machine.threads import cores
 from benchmarks.child import PEERS, Child
 from benchmarks.pairs import in_turn, ratio, spread, turn_steps
 from benchmarks.races import Entry, Race
@@ -21,13 +22,16 @@ COUNT = 1024  # random images
 
 @dataclass(frozen=True)
 class Course:
-    """Where and how long: `folder` for what contestants write, `rounds` of one turn each, of about `seconds`."""
+    """Where and how long: `folder` for what contestants write, `rounds` of one turn each, of about `seconds`.
+
+    `threads` are fixed: ours would follow the free cores, and see the other's turn as a busy machine.
+    """
 
     folder: Path
     rounds: int = 10
     seconds: float = 4.0
     device: str = "cpu"
-    threads: int = 0
+    threads: int = cores()
     peers: Path = PEERS
 
     def images(self, network: str) -> str:

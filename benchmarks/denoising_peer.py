@@ -11,6 +11,7 @@ from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.operations import forward
 from benchmarks.task import Task, held_to
 from benchmarks.turns import Turns, obey, synchronise
 
@@ -18,16 +19,17 @@ WITHIN = 0.04  # its parameters may differ from those of the others by this shar
 
 
 def unet(task: Task) -> Unet:
-    """Its network in the width whose number of parameters is nearest; the multipliers are its defaults, where they fit."""
+    """Its network with the multipliers of the others, in the width whose number of parameters is nearest to theirs.
+
+    With its own (1, 2, 4, 8) as many parameters would stand where images are smallest, and do less than a third of the work.
+    """
     net = task.net
-    multipliers = (1, 2, 4, 8) if net.shape[1] >= 32 else (1, 2)
-    most = 64 if net.parameters > 10e6 else 48
+    wide = dict(dim_mults=tuple(net.multipliers), channels=net.shape[0], dropout=net.dropout)
     with torch.device("meta"):  # to count, not to compute
-        counts = {dim: size(Unet(dim, dim_mults=multipliers, channels=net.shape[0])) for dim in range(8, most + 1, 2)}
+        counts = {dim: size(Unet(dim, **wide)) for dim in range(8, 2 * net.channels, 2)}
     dim = min(counts, key=lambda dim: abs(counts[dim] - net.parameters))
     held_to(counts[dim], task, WITHIN)
-    model = Unet(dim, dim_mults=multipliers, channels=net.shape[0], dropout=net.dropout)
-    return model.to(memory_format=getattr(torch, f"{task.memory_format}_format", torch.channels_last))
+    return Unet(dim, **wide).to(memory_format=getattr(torch, f"{task.memory_format}_format", torch.channels_last))
 
 
 def size(model: torch.nn.Module) -> int:
@@ -70,6 +72,7 @@ def ready(turns: Turns, task: Task, network: torch.nn.Module) -> None:
     """What is said of it."""
     facts = {"precision": task.precision, "memory_format": task.memory_format, "torch": torch.__version__}
     peer = {"denoising-diffusion-pytorch": version("denoising-diffusion-pytorch")}
+    peer |= {"gflop": forward(network, task.net.shape)}
     turns.answer(parameters=size(network), threads=torch.get_num_threads(), **facts, **peer)
 
 

@@ -13,6 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.operations import forward
 from benchmarks.task import Task, held_to
 from benchmarks.turns import Turns, obey, synchronise
 
@@ -108,6 +109,7 @@ def ready(turns: Turns, task: Task, network: torch.nn.Module) -> None:
     """What is said of it."""
     count = sum(p.numel() for p in network.parameters())
     facts = {"precision": task.precision, "memory_format": task.memory_format, "diffusers": diffusers.__version__}
+    facts |= {"gflop": forward(network, task.net.shape)}
     turns.answer(parameters=count, threads=torch.get_num_threads(), torch=torch.__version__, **facts)
 
 

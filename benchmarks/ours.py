@@ -18,10 +18,12 @@ from anysigma.data.images import from_uint8, to_uint8
 from anysigma.diffusion.samplers.base import generate
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.tau import Uniform
+from anysigma.machine.choice import for_sampling
 from anysigma.machine.hardware import Hardware
 from anysigma.runs.identity import identity
 from anysigma.training.job import Facts, TrainingJob
 from benchmarks.child import ROOT
+from benchmarks.operations import forward
 from benchmarks.task import OURS, Network, Task, held_to
 from benchmarks.turns import Turn, Turns, obey, synchronise
 
@@ -93,7 +95,11 @@ class Gate(Callback):
         nhwc = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
         facts = {"precision": trainer.precision, "memory_format": "channels_last" if nhwc else "contiguous"}
         optimizer = trainer.optimizers[0]
-        facts |= {"optimizer": type(optimizer).__name__, "fused": bool(optimizer.defaults.get("fused"))}
+        facts |= {
+            "gflop": forward(module.denoiser.network, module.shape),
+            "optimizer": type(optimizer).__name__,
+            "fused": bool(optimizer.defaults.get("fused")),
+        }
         self.turns.answer(parameters=parameters(module), threads=torch.get_num_threads(), torch=torch.__version__, **facts)
         self._next(module)
 
@@ -169,6 +175,7 @@ def bare(turns: Turns, task: Task) -> None:
     _, job = job_of(task, f"trainer.max_steps={ENDLESS}")
     module, device = job.module.to(task.device), task.device
     facts = {"parameters": parameters(module), "torch": torch.__version__}
+    facts |= {"gflop": forward(module.denoiser.network, job.data.shape)}
     step = BareStep(module, from_uint8(job.data.train.to(device)), task)
     facts |= {"precision": task.precision, "memory_format": task.memory_format, "fused": task.fused}
     turns.answer(threads=torch.get_num_threads(), **facts)
@@ -182,9 +189,7 @@ class BareStep:
         for one in (module.denoiser, module.ema):
             one.network.to(memory_format=getattr(torch, f"{task.memory_format}_format", torch.channels_last))
         self.module, self.images, self.task, self.k = module.train(), images, task, 0
-        kernels = {"foreach": None, "fused": True} if task.fused else {"foreach": True, "fused": None}
-        made = {**module.optimizer.keywords, **kernels}
-        self.optimizer = module.optimizer.func(module.denoiser.parameters(), **made)
+        self.optimizer = module.optimizer_over(module.denoiser.parameters(), task.fused)
         self.autocast = torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16")
 
     def __call__(self) -> None:
@@ -201,13 +206,19 @@ class BareStep:
         self.k += 1
 
 
+def launched(job: TrainingJob) -> tuple[Hardware, Fabric]:
+    """The averaged weights' network ready to sample, as an evaluation makes it so."""
+    network = job.module.ema.network
+    hardware = for_sampling(job.hardware.placed(), network, job.data.shape, None)
+    hardware.apply(network)
+    return hardware, Fabric(**hardware.lightning())
+
+
 def sample(turns: Turns, task: Task) -> None:
     """A batch of images by DDIM in S steps from the averaged weights, under the precision that an evaluation has."""
     _, job = job_of(task)
-    hardware: Hardware = job.hardware.resolved(job.data.shape, parameters(job.module))
-    fabric = Fabric(**hardware.lightning())
+    hardware, fabric = launched(job)
     ema = job.module.ema.to(fabric.device)
-    hardware.apply(ema.network)
 
     @torch.inference_mode()
     def once() -> None:
@@ -216,5 +227,6 @@ def sample(turns: Turns, task: Task) -> None:
                 x_0.float().cpu()
 
     facts = {"precision": hardware.precision, "memory_format": hardware.memory_format, "torch": torch.__version__}
+    facts |= {"gflop": forward(ema.network, job.data.shape)}
     turns.answer(parameters=parameters(job.module), threads=torch.get_num_threads(), **facts)
     obey(turns, once)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from anysigma.machine.threads import cores
 from benchmarks import busy, kept, parity, table_overhead, tables, time_to_quality, watched
 from benchmarks.child import PEERS
 from benchmarks.course import Course, course, run
@@ -50,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
     words.add_argument("--quality", action="store_true", help="time to quality on digits too: about an hour")
     words.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     words.add_argument("--gpu-parts", action="store_true", help="what bench-gpu measures, on whatever device")
-    words.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all cores")
+    words.add_argument("--threads", type=int, default=cores(), help="of the CPU")
     words.add_argument("--peers", default=str(PEERS), help="the Python that has the peers")
     words.add_argument("--results", help="another file to keep the figures in; docs/performance.md then stays as it is")
     words.add_argument("--tables", action="store_true", help="measure nothing: make docs/performance.md from what is kept")
@@ -78,12 +79,12 @@ def measured(where: Course, given: argparse.Namespace) -> Iterator[tuple[str, Pa
             yield key, others[key](where, given.quick, done)
 
 
-def task(where: Course, quick: bool, **more: Any) -> Task:
+def task(where: Course, quick: bool) -> Task:
     """The 35.7 M network as it trains in bf16; quick: a small one."""
     network, batch = ("tiny", 4) if quick else ("35.7 M", 128)
-    folder = where.folder / "watched"
-    return Task(network, batch, images=where.images(network), folder=str(folder), device=where.device, precision="bf16",
-                memory_format="channels_last", S=3 if quick else 50, **more)  # fmt: skip
+    alike = dict(device=where.device, threads=where.threads, folder=str(where.folder / "watched"))
+    fast = dict(precision="bf16", memory_format="channels_last", S=3 if quick else 50)
+    return Task(network, batch, images=where.images(network), **alike, **fast)
 
 
 def same_numbers(where: Course, quick: bool, done: dict[str, Part]) -> Part:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from lightning.fabric import Fabric
 from torch import nn
 
 from anysigma.compose.checks import check_train
@@ -15,6 +14,7 @@ from anysigma.compose.config import build, register
 from anysigma.studies.base import Model
 from benchmarks.child import ROOT
 from benchmarks.course import Course
+from benchmarks.ours import launched
 from benchmarks.pairs import spread
 
 WANTED = 1.10
@@ -54,10 +54,7 @@ def measure(where: Course, quick: bool) -> dict[str, Any]:
 def one(job: Any, study: Any, node: dict[str, Any], folder: Any) -> tuple[float, float, int]:
     """Wall time over network time, wall time, network evaluations."""
     job.data.setup()
-    size = sum(p.numel() for p in job.module.denoiser.parameters())
-    hardware = job.hardware.resolved(job.data.shape, size)
-    fabric, denoiser = Fabric(**hardware.lightning()), job.module.ema
-    hardware.apply(denoiser.network)
+    (hardware, fabric), denoiser = launched(job), job.module.ema
     network, counted = denoiser.network, Counted(denoiser.network)
     denoiser.network = counted
     try:

@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks import kept
 
 PAGE = Path(__file__).parents[1] / "docs/performance.md"
+COLUMNS = ("contestant", "images/s", "smallest to largest", "parameters, GFLOP an image", "computed as", "after backward")
 BEGIN, END = "<!-- tables: made by `make bench` -->", "<!-- end of tables -->"
 
 
@@ -45,7 +46,7 @@ def capital(title: str) -> str:
 def race_table(part: dict[str, Any]) -> str:
     """Contestants with median and spread, and below them the ratios."""
     rows = [row_of(name, entry) for name, entry in part["entries"].items()]
-    first = table(["contestant", "images/s", "smallest to largest", "computed as", "after the backward pass"], rows)
+    first = table(COLUMNS, rows)
     if not part["ratios"]:
         return first
     return f"{first}\n\n{table(['images/s of', 'over those of', 'ratio', '95 %', 'pairs', 'wanted'], ratios(part))}"
@@ -58,7 +59,8 @@ def row_of(name: str, entry: dict[str, Any]) -> list[str]:
     how = ", ".join(word for word in how if word)
     how += f" ({', '.join(f'{name} {rate:.3g}' for name, rate in entry['tried'].items())} tried)" if entry["tried"] else ""
     after = f"{100 * share['median']:.1f} %" if share else ""
-    return [name, f"{entry['median']:.4g}", f"{entry['min']:.4g} to {entry['max']:.4g}", how, after]
+    size = f"{facts['parameters'] / 1e6:.3g} M, {facts['gflop']:.3g}" if "gflop" in facts else ""
+    return [name, f"{entry['median']:.4g}", f"{entry['min']:.4g} to {entry['max']:.4g}", size, how, after]
 
 
 def ratios(part: dict[str, Any]) -> list[list[str]]:

@@ -36,7 +36,7 @@ class Task:
 
     `precision`: fp32, bf16 (autocast) or auto, `memory_format`: contiguous, channels_last or auto; auto is for ours alone
     and means what the product chooses. `S`: steps of DDIM. `fused`: the optimiser's fused kernels. `lr` and `schedule`
-    matter to quality alone. `threads`: of the CPU; 0: all cores.
+    matter to quality alone. `threads`: of the CPU.
     """
 
     network: str
@@ -50,7 +50,7 @@ class Task:
     fused: bool = False
     lr: float = 2e-4
     schedule: str = "linear"
-    threads: int = 0
+    threads: int = 1
     seed: int = 0
     words: Sequence[str] = ()  # further words of a command line, for ours
 

@@ -76,7 +76,8 @@ def made(where: Course, name: str, precision: str, seed: int) -> Child:
     who, settings = CONTESTANTS[name]
     folder = where.folder / f"quality-{name}-{precision}-{seed}"
     images = where.images(OURS)
-    task = Task(batch=128, images=images, folder=str(folder), seed=seed, **{**settings, "precision": precision})
+    task = Task(batch=128, images=images, folder=str(folder), seed=seed, threads=where.threads,
+                **{**settings, "precision": precision})  # fmt: skip
     return Child(who, task, sys.executable if who.startswith("ours") else where.peers)
 
 

@@ -10,12 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from anysigma.data.images import from_uint8
 from anysigma.diffusion.samplers.base import generate
 from anysigma.runs.identity import identity
 from anysigma.training.job import Facts
+from benchmarks.operations import step
 from benchmarks.ours import BareStep, ddim, job_of
 from benchmarks.parity import made
 from benchmarks.task import NETWORKS, Task
@@ -113,13 +113,13 @@ def operators(task: Task) -> dict[str, Any]:
     """Where the time of one step goes, by operator; the bare loop, so that nothing else is seen."""
     _, job = job_of(task)
     module = job.module.to(task.device)
-    step = BareStep(module, from_uint8(job.data.train.to(task.device)), task)
+    one = BareStep(module, from_uint8(job.data.train.to(task.device)), task)
     for _ in range(WARM):
-        step()
+        one()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (task.device == "cuda")
     synchronise(task.device)
     with profile(activities=activities) as seen:
-        step()
+        one()
         synchronise(task.device)
     own = "self_device_time_total" if task.device == "cuda" else "self_cpu_time_total"
     found = sorted(seen.key_averages(), key=lambda one: -getattr(one, own))
@@ -135,7 +135,8 @@ def utilisation(races: dict[str, dict[str, Any]], device: str) -> dict[str, Any]
     rows = []
     for part in races.values():
         name, one = "anysigma, bf16", part["entries"]["anysigma, bf16"]
-        flop = operations(part["network"])
+        net = NETWORKS[part["network"]]
+        flop = 1e9 * step(made(net), net.shape)
         rows.append([f"{name}, {part['title']}", f"{flop / 1e9:.1f}", f"{one['median']:.4g}",
                      f"{100 * flop * one['median'] / peak:.1f} %"])  # fmt: skip
     columns = ["step", "GFLOP an image", "images/s", "utilisation"]
@@ -144,15 +145,6 @@ def utilisation(races: dict[str, dict[str, Any]], device: str) -> dict[str, Any]
         "columns": columns,
         "rows": rows,
     }
-
-
-def operations(network: str) -> float:
-    """FLOP of forward and backward of one image."""
-    net = NETWORKS[network]
-    model, counter = made(net), FlopCounterMode(display=False)
-    with counter:
-        model(torch.zeros(1, *net.shape), torch.ones(1, dtype=torch.long)).sum().backward()
-    return float(counter.get_total_flops())
 
 
 def peak_of(device: str) -> tuple[float, str]:

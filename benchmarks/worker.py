@@ -1,10 +1,7 @@
 """A child process: `python -m benchmarks.worker`, told by JSON lines on stdin what to make and when to compute."""
 
 import importlib
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 import anysigma  # noqa: F401  first: it makes torch and torchvision meet, for peers too
 from benchmarks.task import Task
 from benchmarks.turns import from_parent
@@ -17,8 +14,7 @@ def main() -> None:
     import torch
 
     task = Task(**order["task"])
-    if task.threads:
-        torch.set_num_threads(task.threads)
+    torch.set_num_threads(task.threads)
     torch.manual_seed(task.seed)
     module, function = order["who"].split(".")
     getattr(importlib.import_module(f"benchmarks.{module}"), function)(turns, task)

@@ -15,7 +15,7 @@ RACE = Race("k", "some work", "digits", 16, (Entry("a", "ours.step", "auto"), En
 @pytest.fixture
 def results(tmp_path):
     """A folder of results with one race and one part of rows."""
-    facts = {"precision": "bf16-mixed", "memory_format": "channels_last", "fused": True}
+    facts = {"precision": "bf16-mixed", "memory_format": "channels_last", "fused": True, "parameters": 2e6, "gflop": 0.5}
     entries = {
         "a": {"facts": facts, "tried": {"contiguous": 10.0, "channels_last": 12.0}},
         "b": {"facts": {"precision": "fp32"}, "tried": {}},
@@ -29,8 +29,11 @@ def results(tmp_path):
 
 def test_a_race_is_told_with_spread_ratio_and_what_was_wanted(results):
     made = tables.machine(kept.read(results / "some.json"))
-    assert "| a | 10 | 8 to 12 | bf16-mixed, channels_last, fused (contiguous 10, channels_last 12 tried) | 6.0 % |" in made
-    assert "| b | 2.5 | 2 to 3 | fp32 |  |" in made
+    assert (
+        "| a | 10 | 8 to 12 | 2 M, 0.5 | bf16-mixed, channels_last, fused (contiguous 10, channels_last 12 tried) | 6.0 % |"
+        in made
+    )
+    assert "| b | 2.5 | 2 to 3 |  | fp32 |  |" in made
     assert "| a | b | 4.00 | 4.00 to 4.00 | 2 | ≥ 3.5 |" in made
     assert "### Rows\n\nWanted: more.\n\n| one | two |\n| --- | --- |\n| 1 | 2 |" in made and made.count("Measured 20") == 2
 
