@@ -104,23 +104,18 @@ class Gate(Callback):
         self._next(module)
 
     def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
-        self._then = self._clock()
+        self._then = self.turn.seconds
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        self.after += self._clock() - self._then
+        self.after += self.turn.seconds - self._then
         self.turn.steps += 1
         done = trainer.global_step >= trainer.max_steps
         if self.turn.over or done:
             synchronise(self.task.device)
             seconds = self.turn.seconds
-            self.turns.answer(steps=self.turn.steps, seconds=seconds, after_backward=self.after, done=done)
+            split = {"after_backward": self.after} if self.task.device == "cpu" else {}  # a GPU is told, not waited for
+            self.turns.answer(steps=self.turn.steps, seconds=seconds, done=done, **split)
             self._next(module)
-
-    def _clock(self) -> float:
-        """On a GPU the split is asked for by a turn of its own, since it makes the host wait."""
-        if self.task.device == "cuda" and os.environ.get("BENCH_SPLIT"):
-            torch.cuda.synchronize()
-        return self.turn.seconds
 
     def _next(self, module: LightningModule) -> None:
         for order in self.orders:

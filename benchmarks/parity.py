@@ -48,8 +48,8 @@ def made(net: Network) -> UNet:
 def woken(network: nn.Module) -> nn.Module:
     """Layers that begin at zero would hide what happens before them."""
     for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.05)
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     return network
 
 
