@@ -1,9 +1,11 @@
 # make train [ARGS="model=unet sampler=ddim schedule=linear"] | make evaluate ARGS="checkpoint=<run>" | make test | make test-all
+# make bench [ARGS="--quick"] | make bench-gpu   speed beside diffusers and denoising-diffusion-pytorch; into docs/performance.md
 # make mutants [ARGS="--n 300 --seed 0"]   how many small changes to the source the tests notice
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
-.PHONY: train evaluate test test-all mutants lint clean
+PEERS = benchmarks/.venv/ready
+.PHONY: train evaluate test test-all mutants bench bench-gpu lint clean
 
 train: $(READY)
 	$(BIN)/python train.py $(ARGS)
@@ -21,6 +23,12 @@ mutants: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]'
 	nice $(BIN)/python mutation/sample.py $(ARGS)
 
+bench: $(READY) $(PEERS)
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-gpu: $(READY) $(PEERS)
+	$(BIN)/python -m benchmarks.run --device cuda $(ARGS)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,5 +39,10 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $(READY)
 
+$(PEERS): benchmarks/requirements.txt
+	$(PYTHON) -m venv benchmarks/.venv
+	benchmarks/.venv/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	touch $(PEERS)
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv benchmarks/.venv build dist
