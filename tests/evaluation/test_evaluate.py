@@ -133,7 +133,7 @@ def test_the_figures_at_the_end_of_training_are_made_in_its_precision(tmp_path):
     assert again["rows"] == first["rows"] and again["cards"] == first["cards"]
     more = ("run=small", "trainer.max_steps=22", "hardware.precision=32-true")
     said = run(tmp_path, ROOT / "train.py", *words, *LIGHT, *more).stdout
-    assert "going on otherwise than before: hardware.precision=32-true, before bf16-mixed" in said
+    assert "going on otherwise than before, no longer bit for bit: hardware.precision=32-true, before bf16-mixed" in said
 
 
 def test_other_images_than_the_runs_are_refused(tmp_path):
