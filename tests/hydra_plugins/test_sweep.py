@@ -203,8 +203,8 @@ entry(train.main, {str(ROOT / "conf/train")!r})
 def test_jobs_beside_each_other_compute_as_one_trial_before_them_found(tmp_path, monkeypatch):
     monkeypatch.delenv(SAID)
     (tmp_path / "trying.py").write_text(TRYING)
-    words = ["seed=0,1", "hydra.launcher.at_once=2", "debug=true", "logger=csv", "trainer.max_steps=2", "model.channels=8"]
-    words += ["~callbacks.distance", "~callbacks.best"]
+    words = ["seed=0,1", "hydra.launcher.at_once=2", "debug=true", "logger=csv", "trainer.max_steps=2", "data=rings"]
+    words += ["model=mlp", "features=none", "sampler.steps=2"]
     process = sweep(tmp_path / "trying.py", *words, cwd=tmp_path, ANYSIGMA_SWEEP="s")
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, said + errors
