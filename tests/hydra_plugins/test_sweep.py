@@ -222,18 +222,23 @@ def test_jobs_beside_each_other_compute_as_one_trial_before_them_found(tmp_path,
 
 
 def test_a_trial_for_each_need_and_one_that_fails_stops_nothing(tmp_path, monkeypatch, capsys):
-    """None for a job that needs none, for a run that goes on, or where the hardware is said."""
-    note = f"import json, os, sys; print(json.dumps([os.environ[{TRIAL!r}], *sys.argv[1:]])); 1/(len('{{}}') - 1)"
-    jobs = [job(tmp_path, note.format(n), n, needs) for n, needs in enumerate(["a", "bb", "a", None, "c"], 1)]
+    """None for a job that needs none, for a run that goes on, or where the hardware is said; plain where one found none."""
+    note = f"import json, os, sys; print(json.dumps([os.environ[{TRIAL!r}], *sys.argv[1:]])); "
+    ends = ["1/0", "print('hardware=auto: training x')", "2/0", "3/0", "4/0", "print('hardware=auto: the machine is busy')"]
+    needed = zip(ends, ["a", "b", "a", None, "c", "d"], strict=True)
+    jobs = [job(tmp_path, note + end, n, needs) for n, (end, needs) in enumerate(needed, 1)]
     (jobs[4].folder / "checkpoints").mkdir(parents=True)
     (jobs[4].folder / "checkpoints/last.ckpt").touch()
-    jobs[0].command[-1], jobs[1].command[-1] = note.format("1"), note.format("22")
     monkeypatch.delenv(SAID)
     try_first(jobs, dict(os.environ), [])
-    said = capsys.readouterr().out.splitlines()
-    assert said[1::2] == ["trial seed=1  failed, the jobs go on: ZeroDivisionError: division by zero", "trial seed=2  done"]
+    assert capsys.readouterr().out.splitlines()[1::2] == [
+        "trial seed=1  failed, the jobs go on in plain fp32: ZeroDivisionError: division by zero",
+        "trial seed=2  hardware=auto: training x", "trial seed=6  hardware=auto: the machine is busy",
+    ]  # fmt: skip
+    assert [one.env for one in jobs] == [{SAID: "{}"} if n in (1, 3, 6) else {} for n in range(1, 7)]
     assert all(one.code is None for one in jobs)
-    word, place, no_hydra = json.loads((tmp_path / ".submitit/trial-2/trial-2_0_log.out").read_text().splitlines()[-1])
+    log = (tmp_path / ".submitit/trial-2/trial-2_0_log.out").read_text()
+    word, place, no_hydra = json.loads(next(line for line in log.splitlines() if line.startswith('["')))
     assert word == "only" and place.startswith('hydra.run.dir="') and no_hydra == "hydra.output_subdir=null"
     try_first(jobs, {**os.environ, SAID: "{}"}, [])
     assert capsys.readouterr().out == ""

@@ -19,6 +19,7 @@ from anysigma.machine.choice import SAID, TRIAL
 from anysigma.machine.hardware import OF_SAMPLING
 from hydra_plugins.anysigma_sweep._jobs import Job, run
 
+AUTO = "hardware=auto: "  # begins the line in which a run says it
 SETTLED = (*OF_SAMPLING, "fused")  # by a trial on any machine; a GPU's settles more
 # What a trial may depend on, of a run's config: rather one key too many, at which a trial finds what was kept.
 KEYS = (
@@ -55,23 +56,35 @@ class Trial(Job):
     def _begins(self) -> str:
         return f"{self.name}  by itself, before the jobs"
 
+    @property
+    def found(self) -> bool:
+        """Whether there is a choice for the jobs to find."""
+        return self.code == 0 and self._said().startswith(f"{AUTO}training ")
+
+    def _said(self) -> str:
+        return ([""] + [line for line in self._paths.stdout.read_text().splitlines() if line.startswith(AUTO)])[-1]
+
     def _outcome(self) -> str:
         if self.code != 0:
-            return f"failed, the jobs go on: {self.reason}" if self.reason else "stopped"
-        said = [line for line in self._paths.stdout.read_text().splitlines() if line.startswith("hardware=auto: ")]
-        return said[-1] if said else "done"
+            return f"failed, the jobs go on in plain fp32: {self.reason}" if self.reason else "stopped"
+        return self._said() or "done"
 
 
 def try_first(jobs: Iterable[Job], env: dict[str, str], asked: Sequence[int]) -> None:
     """A trial for the first of those jobs that need the same, one after the other, with the cores that a job will have.
 
-    None where the environment says the hardware, nor for a run that goes on: its checkpoint says it.
+    None where the environment says the hardware, nor for a run that goes on: its checkpoint says it. Where a trial finds
+    nothing, on a busy machine, its jobs are all plain: none tries when another happens to have ended.
     """
     if SAID in env:
         return
-    first: dict[str, Job] = {}
+    alike: dict[str, list[Job]] = {}
     for job in jobs:
         if job.needs is not None and not os.path.exists(job.folder / "checkpoints" / "last.ckpt"):
-            first.setdefault(job.needs, job)
+            alike.setdefault(job.needs, []).append(job)
     with TemporaryDirectory() as place:
-        run([Trial(i, job, place) for i, job in enumerate(first.values(), 1)], 1, {**env, TRIAL: "only"}, asked)
+        trials = [Trial(i, group[0], place) for i, group in enumerate(alike.values(), 1)]
+        run(trials, 1, {**env, TRIAL: "only"}, asked)
+    for trial, group in zip(trials, alike.values(), strict=True):
+        for job in group if not trial.found else ():
+            job.env = {SAID: "{}"}
