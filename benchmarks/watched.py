@@ -24,13 +24,15 @@ from benchmarks.turns import synchronise
 WARM, STEPS, SHOWN = 3, 5, 12
 # bf16 with dense tensors, FLOP/s, by a part of the GPU's name (NVIDIA's data sheets).
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
-ASKING = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")  # operators whose answer the host waits for
+# Operators whose answer the host waits for; `item` and `is_nonzero` are asked as they are in inference mode alone.
+ASKING = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal")
 
 
 class Asked(TorchDispatchMode):
     """Counts the operators that make the host wait, whatever the device: what a GPU would wait for is seen on a CPU too.
 
-    Not those of the optimiser: its step counts lie on the CPU wherever the weights are, and no one waits for them.
+    Not those of the optimiser: its step counts lie on the CPU wherever the weights are, and no one waits for them. Nor
+    those of a single float64 on the CPU: a coefficient of the schedule's table, which lies there wherever the images are.
     """
 
     def __init__(self):
@@ -38,8 +40,14 @@ class Asked(TorchDispatchMode):
         self.count, self.optimizing = 0, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket.__name__ in ASKING and not self.optimizing
+        asks = func.overloadpacket.__name__ in ASKING and not self.optimizing
+        self.count += asks and not all(map(coefficient, (one for one in args if isinstance(one, torch.Tensor))))
         return func(*args, **(kwargs or {}))
+
+
+def coefficient(tensor: torch.Tensor) -> bool:
+    """Whether it is a number of the schedule's, or made of such."""
+    return tensor.ndim == 0 and tensor.dtype == torch.float64 and tensor.device.type == "cpu"
 
 
 class Waits:

@@ -1,14 +1,24 @@
 """What is counted inside a step: waits of the host, operations, differences between two ways, time to quality."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from benchmarks import busy, operations, parity, time_to_quality
+from benchmarks.ours import ddim
 from benchmarks.task import NETWORKS
 from benchmarks.watched import Waits, peak_of
 from torch import nn
+
+from anysigma.diffusion.denoiser import Denoiser
+from anysigma.diffusion.gaussian import GaussianProcess
+from anysigma.diffusion.parameterizations import Eps
+from anysigma.diffusion.samplers.base import generate
+from anysigma.diffusion.samplers.dpmpp import DPMSolverPP
+from anysigma.diffusion.samplers.sigma import Eta
+from anysigma.diffusion.schedules.cosine import Cosine
 
 
 def test_a_read_number_is_a_wait_and_the_optimisers_own_are_not():
@@ -24,6 +34,19 @@ def test_a_read_number_is_a_wait_and_the_optimisers_own_are_not():
         assert bool(weight.sum() > -1e9)
     weight.sum().item()  # after the block
     assert two.asked == 2
+    with torch.inference_mode(), Waits("cpu") as two:
+        weight.sum().item()
+        assert bool(weight.sum() > -1e9)
+    assert two.asked == 2
+
+
+def test_a_coefficient_of_the_schedule_is_no_wait_and_the_sampler_has_no_other():
+    denoiser = Denoiser(parity.made(NETWORKS["tiny"]), GaussianProcess(Cosine()), Eps())
+    with torch.inference_mode(), Waits("cpu") as none:
+        assert denoiser.process.alpha(3).item() < 1
+        for sampler in (ddim(3), replace(ddim(3), sigma=Eta(1.0)), DPMSolverPP(steps=3, tau=ddim(3).tau, clip=True)):
+            list(generate(denoiser, sampler, range(2), NETWORKS["tiny"].shape, seed=0, block=2))
+    assert none.asked == 0
 
 
 def test_operations_are_those_of_the_closed_form_and_count_on_nothing():

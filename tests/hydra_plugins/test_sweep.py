@@ -1,6 +1,7 @@
 """Sweeps: a process and a folder a job, some at a time; failures are counted; a stopped one goes on."""
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from anysigma.machine.choice import SAID, TRIAL
+from anysigma.runs.checkpoint import read
 from hydra_plugins.anysigma_sweep._jobs import Job, environment, noted, run
+from hydra_plugins.anysigma_sweep._trials import try_first
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,9 +38,9 @@ def until(condition, seconds=60):
         time.sleep(0.02)
 
 
-def job(folder, code, number=1):
+def job(folder, code, number=1, needs=None):
     command = [sys.executable, "-c", code]
-    return Job(number, 9, f"seed={number}", folder / str(number), command, str(folder / ".submitit/%j"))
+    return Job(number, 9, f"seed={number}", folder / str(number), command, str(folder / ".submitit/%j"), needs)
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +178,67 @@ def test_signals_are_noted_and_given_back():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
     assert asked == [signal.SIGTERM, signal.SIGINT] and signal.getsignal(signal.SIGTERM) == before
+
+
+# train.py on a machine where nobody else works; whoever tries, and how a sweep called it, stands in `tried`.
+TRYING = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+from anysigma.compose.cli import entry
+from anysigma.machine import choice
+from anysigma.training.rehearsal import Rehearsal
+
+def trial(self):
+    print(os.environ.get(choice.TRIAL), file=open("tried", "a"))
+    found = {{"precision": "bf16-mixed", "memory_format": "channels_last"}}
+    return {{"training": {{**found, "fused": True}}, "sampling": found, "gains": [2.0, 1.5]}}
+
+choice.Load, choice.FIRST = type("Quiet", (), {{"others": lambda self: 0.0}}), 0.0
+Rehearsal._try = trial
+entry(train.main, {str(ROOT / "conf/train")!r})
+"""
+
+
+def test_jobs_beside_each_other_compute_as_one_trial_before_them_found(tmp_path, monkeypatch):
+    monkeypatch.delenv(SAID)
+    (tmp_path / "trying.py").write_text(TRYING)
+    words = ["seed=0,1", "hydra.launcher.at_once=2", "debug=true", "logger=csv", "trainer.max_steps=2", "data=rings"]
+    words += ["model=mlp", "features=none", "sampler.steps=2"]
+    process = sweep(tmp_path / "trying.py", *words, cwd=tmp_path, ANYSIGMA_SWEEP="s")
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, said + errors
+    assert (tmp_path / "tried").read_text() == "only\n"  # once, by itself
+    made = tmp_path / "logs/train/s"
+    hardware = [read(path)["config"]["hardware"] for path in made.glob("*/checkpoints/last.ckpt")]
+    assert [one["precision"] for one in hardware] == ["bf16-mixed"] * 2 and all(one["fused"] for one in hardware)
+    found = "hardware=auto: training bf16-mixed channels_last fused, sampling bf16-mixed channels_last: 2.00 and 1.50"
+    assert said.splitlines()[0] == "trial seed=0  by itself, before the jobs" and said.splitlines()[1].startswith(
+        f"trial seed=0  {found} x as fast"
+    )
+    assert len(list(made.iterdir())) == 4  # two runs, .submitit, multirun.yaml: nothing of the trial's but its log
+    assert sorted(path.name for path in (made / ".submitit").iterdir()) == ["1", "2", "trial-1"]
+    assert {path.name for path in (tmp_path / "logs").iterdir()} == {"train", "evaluate", "cache"}
+
+
+def test_a_trial_for_each_need_and_one_that_fails_stops_nothing(tmp_path, monkeypatch, capsys):
+    """None for a job that needs none, for a run that goes on, or where the hardware is said; plain where one found none."""
+    note = f"import json, os, sys; print(json.dumps([os.environ[{TRIAL!r}], *sys.argv[1:]])); "
+    ends = ["1/0", "print('hardware=auto: training x')", "2/0", "3/0", "4/0", "print('hardware=auto: the machine is busy')"]
+    needed = zip(ends, ["a", "b", "a", None, "c", "d"], strict=True)
+    jobs = [job(tmp_path, note + end, n, needs) for n, (end, needs) in enumerate(needed, 1)]
+    (jobs[4].folder / "checkpoints").mkdir(parents=True)
+    (jobs[4].folder / "checkpoints/last.ckpt").touch()
+    monkeypatch.delenv(SAID)
+    try_first(jobs, dict(os.environ), [])
+    assert capsys.readouterr().out.splitlines()[1::2] == [
+        "trial seed=1  failed, the jobs go on in plain fp32: ZeroDivisionError: division by zero",
+        "trial seed=2  hardware=auto: training x", "trial seed=6  hardware=auto: the machine is busy",
+    ]  # fmt: skip
+    assert [one.env for one in jobs] == [{SAID: "{}"} if n in (1, 3, 6) else {} for n in range(1, 7)]
+    assert all(one.code is None for one in jobs)
+    log = (tmp_path / ".submitit/trial-2/trial-2_0_log.out").read_text()
+    word, place, no_hydra = json.loads(next(line for line in log.splitlines() if line.startswith('["')))
+    assert word == "only" and place.startswith('hydra.run.dir="') and no_hydra == "hydra.output_subdir=null"
+    try_first(jobs, {**os.environ, SAID: "{}"}, [])
+    assert capsys.readouterr().out == ""

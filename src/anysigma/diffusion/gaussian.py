@@ -72,8 +72,9 @@ class GaussianProcess:
         """
         a = self.alpha(s)
         room = 1 - a - torch.as_tensor(sigma, dtype=torch.float64, device=a.device) ** 2
-        if not (room >= -ROUNDING).all():
-            raise ValueError(f"q_σ(x_s | x_t, x_0) needs σ² ≤ 1-α_s; here 1-α_s-σ² = {room.min().item():.3g}")
+        least = room.min().item() if room.numel() else 0.0
+        if not least >= -ROUNDING:
+            raise ValueError(f"q_σ(x_s | x_t, x_0) needs σ² ≤ 1-α_s; here 1-α_s-σ² = {least:.3g}")
         return like(a.sqrt(), x_0) * x_0 + like(room.clamp(min=0).sqrt(), x_0) * eps
 
     def per_v(self, t: float | Tensor, s: float | Tensor, sigma: float = 0.0) -> Tensor:

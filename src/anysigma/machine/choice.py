@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from anysigma.machine.threads import FIRST, Load
 from anysigma.machine.trial import fastest, forward, plan
 
 SAID = "ANYSIGMA_HARDWARE"  # the choice as JSON: of a parent process for those it starts, of a person who wants none tried
+TRIAL = "ANYSIGMA_TRIAL"  # "only": of a sweep to a process that is to settle the hardware and end
 KEPT = Path("logs/cache/hardware.json")
 BLOCK = 64  # images sampled at once
 BUSY = 0.3  # cores that others may use while a trial is made
+PATIENCE = timedelta(minutes=10)  # of processes that wait for the first one's trial
 
 Choice = dict[str, Any]  # training, sampling: what was chosen; gains: how much faster than the plain one
 
@@ -37,24 +40,31 @@ def chosen(facts: dict[str, Any], trial: Callable[[], Choice], kept: Path = KEPT
         say("hardware=auto: several tasks were started at once, no trial was made")
         return {}
     if "TORCHELASTIC_RUN_ID" in os.environ and processes > 1:
-        return from_first(lambda: by_trial(facts, trial, kept))
+        return from_first(digest(facts), lambda: by_trial(facts, trial, kept))
     return by_trial(facts, trial, kept)
 
 
-def from_first(make: Callable[[], Choice]) -> Choice:
-    """The first process's, where torchrun has started them all at once and Lightning has not met them yet."""
-    dist.init_process_group("gloo")
-    try:
-        found = [make() if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(found, src=0)
-    finally:
-        dist.destroy_process_group()
-    return found[0]
+def from_first(name: str, make: Callable[[], Choice]) -> Choice:
+    """The first process's, where torchrun has started them all at once and Lightning has not met them yet.
+
+    By the store in which they will meet. A process group made and ended here would leave its addresses there, and
+    Lightning's own, which looks under the same names, would call where nobody answers any more.
+    """
+    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"anysigma/{name}", store)
+    if rank == 0:
+        store.set("choice", json.dumps(make()))
+    found = json.loads(store.get("choice"))
+    if store.add("taken", 1) == world:
+        store.set("all", "")
+    if rank == 0:  # the store may be this process's, and gone with it
+        store.wait(["all"])
+    return found
 
 
 def by_trial(facts: dict[str, Any], trial: Callable[[], Choice], kept: Path) -> Choice:
     """A trial kept from before, else a new one; of several runs that begin at once one tries, the others wait for it."""
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    key = digest(facts)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(kept.with_suffix(".lock")):
         if (found := read(kept).get(key)) is not None:
@@ -71,6 +81,11 @@ def by_trial(facts: dict[str, Any], trial: Callable[[], Choice], kept: Path) -> 
             return {}
         write(kept, {**read(kept), key: found})
     return found
+
+
+def digest(facts: dict[str, Any]) -> str:
+    """By which a choice for these facts is known."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read(kept: Path) -> dict[str, Choice]:

@@ -1,6 +1,7 @@
 """A training run from its objects to its result."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from anysigma.data.datamodule import ImageDataModule, Order
 from anysigma.data.images import to_uint8
+from anysigma.machine.choice import TRIAL
 from anysigma.machine.distributed import say, shown
 from anysigma.machine.hardware import OF_SAMPLING, Hardware
 from anysigma.metrics.features import NoFeatures
@@ -91,6 +93,8 @@ class TrainingJob:
         self.data.hold_to(before and before["data_hash"])
         facts.data_hash = self.data.hash
         hardware = self._settle(facts, before, start)
+        if os.environ.get(TRIAL) == "only":  # before anything of a run is made
+            return Outcome(0, False, [])
         features = self._features()
         loggers: list[Logger] = []
         code, done = 1, False

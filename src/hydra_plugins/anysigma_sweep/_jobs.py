@@ -48,9 +48,16 @@ class Alone(LocalExecutor):
 
 
 class Job:
-    """A command with its folder. `code`: how it ended, None before; `reason`: one line where it failed."""
+    """A command with its folder. `code`: how it ended, None before; `reason`: one line where it failed.
 
-    def __init__(self, number: int, total: int, words: str, folder: Path, command: list[str], submitit_folder: str):
+    `needs`: what a trial of its hardware depends on, None where there is none to make; `env`: its own, beside all jobs'.
+    """
+
+    def __init__(
+        self, number: int | str, total: int, words: str, folder: Path, command: list[str], submitit_folder: str,
+        needs: str | None = None,
+    ):  # fmt: skip
+        self.needs, self.env = needs, {}
         self.words, self.folder, self.command, self.submitit_folder = words, folder, command, submitit_folder
         self.id, self.name = str(number), f"{number}/{total} {words}"
         self.code: int | None = None
@@ -64,9 +71,9 @@ class Job:
 
     def start(self, env: dict[str, str]) -> None:
         """Submit it: submitit's process unpickles one call, execv, and becomes the command."""
-        say(f"{self.name}  → {self.folder}")
+        say(self._begins())
         self._said_before = self._paths.stderr.stat().st_size if self._paths.stderr.exists() else 0
-        job = Alone(self.submitit_folder, self.id, env).submit(os.execv, sys.executable, self.command)
+        job = Alone(self.submitit_folder, self.id, {**env, **self.env}).submit(os.execv, sys.executable, self.command)
         self._process: subprocess.Popen[Any] = job._process
 
     def stop(self, times: int) -> None:
@@ -107,6 +114,9 @@ class Job:
         except (ProcessLookupError, PermissionError):
             return False
         return True
+
+    def _begins(self) -> str:
+        return f"{self.name}  → {self.folder}"
 
     def _outcome(self) -> str:
         if self.reason:

@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
     from hydra_plugins.anysigma_sweep._jobs import Job
@@ -49,13 +49,18 @@ class JobsLauncher(LocalLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run every job; returns only where all went well."""
         from hydra_plugins.anysigma_sweep._jobs import environment, noted, run, say
+        from hydra_plugins.anysigma_sweep._trials import try_first
 
         at_once = self.params["at_once"]
         if at_once < 1:
             raise HydraException(f"hydra.launcher.at_once={at_once}: at least 1 job has to run at a time")
         jobs = self._jobs(job_overrides, initial_job_idx)
+        at_once = min(at_once, len(jobs))
+        env = environment(at_once)
         with noted() as asked:
-            run(jobs, at_once, environment(min(at_once, len(jobs))), asked)
+            if at_once > 1:
+                try_first(jobs, env, asked)
+            run(jobs, at_once, env, asked)
         done, failed = [job for job in jobs if job.code == 0], [job for job in jobs if job.reason]
         if asked:
             said = f"stopped with {len(done)} of {len(jobs)} jobs done; the same command goes on from what is saved"
@@ -71,26 +76,28 @@ class JobsLauncher(LocalLauncher):
     def _jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> "list[Job]":
         """The jobs with their folders. Raises HydraException where two would share one."""
         from hydra_plugins.anysigma_sweep._jobs import Job
+        from hydra_plugins.anysigma_sweep._trials import needs
 
         often = Counter(word for words in job_overrides for word in set(words))
         jobs: dict[Path, Job] = {}
         for i, words in enumerate(job_overrides, first):
             own = " ".join(word.lstrip("+") for word in words if often[word] < len(job_overrides)) or " ".join(words)
-            folder = self._folder(words, i)
+            cfg = self._composed(words, i)
+            folder = Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir  # where Hydra would have put this job
             if folder in jobs:
                 raise HydraException(
                     f"{jobs[folder].words} and {own} would share a folder, {folder}: {advice(job_overrides)}"
                 )
             command, logs = self._command(words, folder, i), self.params["submitit_folder"]
-            jobs[folder] = Job(i + 1, first + len(job_overrides), own, folder, command, logs)
+            jobs[folder] = Job(i + 1, first + len(job_overrides), own, folder, command, logs, needs(cfg))
         return list(jobs.values())
 
-    def _folder(self, words: Sequence[str], i: int) -> Path:
-        """Where Hydra would have put this job."""
+    def _composed(self, words: Sequence[str], i: int) -> DictConfig:
+        """The config of one job."""
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
         with open_dict(cfg.hydra.job) as job:
             job.num, job.id = i, str(i)
-        return Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir
+        return cfg
 
     def _command(self, words: Sequence[str], folder: Path, i: int) -> list[str]:
         """What a person would type for this job alone, with what was said to Hydra itself."""
