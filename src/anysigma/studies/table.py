@@ -233,8 +233,9 @@ def curves(found: Grid) -> Plot:
         row = found.row(label)
         errors = [one.error for one in row.values()]
         shown.append(Curve(label, list(row), [one.value for one in row.values()], None if None in errors else errors))
-    papers = dict.fromkeys(found.papers.values())
-    shown += [Curve(f"{name} (paper)", PAPER_STEPS, PAPER[name], style="--") for name in papers]
+    shown += [
+        Curve(f"{name} (paper)", PAPER_STEPS, PAPER[name], style="--") for name in dict.fromkeys(found.papers.values())
+    ]
     shown += anchored(next(iter(found.cells.values())).anchors, found.steps)
     caption = f"{found.metric} against the number of steps{found.title}, all from the same x_T."
     return Plot(caption, "S (steps)", found.metric, shown, log_x=True, log_y=True)
@@ -248,5 +249,5 @@ def best(result: Result, metric: str) -> None:
     verdicts = [difference(row, least, same_noise=True) for row in cells if row is not least]
     alike = sum(verdict is not None and not verdict.distinct for verdict in verdicts)
     told = f"; not distinguishable from {alike} of the others, fewer than if it had not been chosen" if any(verdicts) else ""
-    chosen = f"chosen from {len(cells)} by its value, so rather too small"
-    result.lines.append(f"smallest {metric}: {figure(least)} at {phrase(least.params)}, {chosen}{told}")
+    where = f"{phrase(least.params)}, chosen from {len(cells)} by its value, so rather too small"
+    result.lines.append(f"smallest {metric}: {figure(least)} at {where}{told}")
