@@ -83,8 +83,7 @@ class SamplerTable(Study):
         result = Result("table", TITLE, ABOUT, card={**model.card, "seed": self.seed, "block": self.block})
         result.card |= real.card(self.sets) if is_first() else {}
         cells = self.allowed(list(self.cells(sampler, T)), model, result)
-        each = real.n * self.sets
-        every = [cell.sampler for cell in cells]
+        each, every = real.n * self.sets, [cell.sampler for cell in cells]
         say(cost(model, every, each, self.block, f"{len(cells)} settings, {each} images each"))
         found, pictures = {}, {}
         for cell in cells:
@@ -233,9 +232,8 @@ def curves(found: Grid) -> Plot:
         row = found.row(label)
         errors = [one.error for one in row.values()]
         shown.append(Curve(label, list(row), [one.value for one in row.values()], None if None in errors else errors))
-    shown += [
-        Curve(f"{name} (paper)", PAPER_STEPS, PAPER[name], style="--") for name in dict.fromkeys(found.papers.values())
-    ]
+    papers = dict.fromkeys(found.papers.values())
+    shown += [Curve(f"{name} (paper)", PAPER_STEPS, PAPER[name], style="--") for name in papers]
     shown += anchored(next(iter(found.cells.values())).anchors, found.steps)
     caption = f"{found.metric} against the number of steps{found.title}, all from the same x_T."
     return Plot(caption, "S (steps)", found.metric, shown, log_x=True, log_y=True)
