@@ -88,8 +88,7 @@ class SamplerTable(Study):
         found, pictures = {}, {}
         for cell in cells:
             setting, what = describe(cell.sampler, T), ", ".join(filter(None, [cell.label, f"S = {cell.S}", cell.tau]))
-            made = dict(seed=self.seed, block=self.block, folder=folder, what=what)
-            images = generated(model, cell.sampler, each, **made)
+            images = generated(model, cell.sampler, each, seed=self.seed, block=self.block, folder=folder, what=what)
             if is_first():
                 measured = real.rows(real.vectors(images.split(real.n)), setting)
                 result.rows += [replace(row, card=setting) for row in measured]
