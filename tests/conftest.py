@@ -1,6 +1,7 @@
 """What the tests share: denoisers whose optimal eps is known in closed form, and small networks that are not zero."""
 
 import os
+import signal
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -23,6 +24,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # And one way to compute, fp32 and contiguous, on every machine: no trial is made.
 os.environ["ANYSIGMA_HARDWARE"] = "{}"
+# `make test &` in a script starts with Ctrl-C ignored, and so would every process that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def randomized(module: Module, seed: int = 0, std: float = 0.1) -> Module:
