@@ -69,10 +69,10 @@ def test_what_was_kept_is_taken_on_a_busy_machine_too(monkeypatch):
     assert chosen({}, None)["training"] == FOUND["training"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "\x00"])
+@pytest.mark.parametrize("content", ["", "[]", "{", "\x00", '{"KEY": "x"}', '{"KEY": {"training": 1, "gains": [1, 2]}}'])
 def test_a_damaged_file_is_as_good_as_none(tmp_path, content):
     (tmp_path / "logs/cache").mkdir(parents=True)
-    (tmp_path / "logs/cache/hardware.json").write_text(content)
+    (tmp_path / "logs/cache/hardware.json").write_text(content.replace("KEY", choice.digest({})))
     trial, calls = counted()
     assert chosen({}, trial)["gains"] == [2.0, 1.0] and calls
 
@@ -113,7 +113,9 @@ def test_nothing_is_tried_where_all_is_said():
     assert not choice.KEPT.exists()
 
 
-@pytest.mark.parametrize("found", [{"precision": "17"}, {"precision": ["a"]}, {"memory_format": 3}, {"fused": "yes"}])
+@pytest.mark.parametrize(
+    "found", [{"precision": "17"}, {"precision": ["a"]}, {"fused": torch.ones(2)}, {"memory_format": 3}, {"fused": "yes"}]
+)
 def test_a_record_that_is_none_of_ours_becomes_plain(found):
     settled = Hardware(accelerator="cpu").placed().settled(found)
     assert (settled.precision, settled.memory_format, settled.fused) == ("32-true", "contiguous", False)

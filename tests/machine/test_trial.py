@@ -107,3 +107,23 @@ def test_a_forward_pass_leaves_the_network_as_it_was():
     best, _ = fastest(Hardware(accelerator="cpu"), OF_SAMPLING, forward(network, (1, 8, 8), 3, torch.device("cpu")), 0.1)
     assert network.seen == [] and network.conv.weight.stride() == stride
     forward(network, (1, 8, 8), 3, torch.device("cpu"))(best)()
+
+
+def test_one_that_fails_has_lost(clock):
+    def made(hardware):
+        if hardware.fused is True:
+            raise TypeError("this optimiser has none")
+        return clock.work(seconds)(hardware)
+
+    def other(hardware):
+        step = made(hardware)
+
+        def fails():
+            if hardware.precision == "bf16-mixed":
+                raise RuntimeError("Index put requires the source and destination dtypes match")
+            step()
+
+        return fails
+
+    best, gain = fastest(Hardware(), ("precision", "memory_format", "fused"), other, 100)
+    assert (best.precision, best.memory_format, best.fused, gain) == ("32-true", "contiguous", False, 1.0)

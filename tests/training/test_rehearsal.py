@@ -1,6 +1,8 @@
 """The trial of a whole step: on copies, at this batch; its result on record, and kept by a run that goes on."""
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from test_training import LIGHT, train_here
 from anysigma.machine import choice
 from anysigma.machine.choice import SAID
 from anysigma.runs.checkpoint import read
+from anysigma.training.module import DiffusionModule
+from anysigma.training.rehearsal import name_of
 
 SHORT = [*LIGHT, "features=none", "callbacks.grid.every=1000", "~callbacks.held_out", "trainer.max_steps=3"]
 BF16 = {"training": {"precision": "bf16-mixed", "memory_format": "channels_last", "fused": True},
@@ -68,6 +72,15 @@ def test_a_run_that_goes_on_otherwise_says_so(tmp_path, capsys):
     train_here(tmp_path, *SHORT, "trainer.max_steps=5", "hardware.precision=bf16-mixed")
     said = "going on otherwise than before, no longer bit for bit: hardware.precision=bf16-mixed, before 32-true"
     assert said in capsys.readouterr().out
+
+
+def test_an_optimiser_is_named_alike_in_every_process_and_given_what_it_takes():
+    def own(parameters, lr=0.1, fused=None):
+        return torch.optim.SGD(parameters, lr=lr, fused=fused)
+
+    assert name_of(own).endswith("own []") and name_of(partial(own, lr=1)).endswith("own [('lr', 1)]")
+    module = SimpleNamespace(optimizer=partial(own, lr=1), has_fused=True, _takes=("parameters", "lr", "fused"))
+    assert DiffusionModule.optimizer_over(module, [torch.nn.Parameter(torch.ones(1))], True).defaults["fused"] is True
 
 
 @pytest.mark.parametrize("algorithm, value", [("norm", 1e-3), ("value", 1e-6), ("norm", None)])

@@ -2,12 +2,19 @@
 
 import pytest
 import torch
-from test_training import same_weights, train_here
+from test_training import LIGHT, same_weights, train_here
 
 from anysigma.training.callbacks.switches import Switches, read
 from anysigma.training.module import DiffusionModule
 
-WORDS = ["features=none", "callbacks.grid.every=1000", "~callbacks.held_out", "hardware.threads=0", "callbacks.last.every=4"]
+WORDS = [
+    *LIGHT,
+    "features=none",
+    "callbacks.grid.every=1000",
+    "~callbacks.held_out",
+    "hardware.threads=0",
+    "callbacks.last.every=4",
+]
 PLAN = {0: 2, 3: 1, 4: 1, 7: 2, 12: 1}  # what the free cores say, from these steps on
 
 
@@ -60,15 +67,38 @@ def test_between_micro_steps_nothing_changes(seen, tmp_path):
     assert found == [(step, 1 + step % 2) for step in range(5) for _ in range(2)]
 
 
+def test_a_number_that_is_fixed_later_is_on_record_too(seen, tmp_path):
+    found, _ = seen
+    train_here(tmp_path, *WORDS, "trainer.max_steps=6")
+    found.clear()
+    train_here(tmp_path, *WORDS, "trainer.max_steps=9", "hardware.threads=2")
+    train_here(tmp_path, *WORDS, "trainer.max_steps=14")
+    assert found == [(step, 2 if step < 12 else 1) for step in range(6, 14)]
+    assert read(tmp_path / "threads.csv") == [(0, 2), (3, 1), (6, 2), (12, 1)]
+
+
 def test_a_fixed_number_follows_nothing_and_leaves_no_record(seen, tmp_path):
     found, _ = seen
     train_here(tmp_path, *WORDS, "hardware.threads=1", "trainer.max_steps=3")
     assert found == [(step, 1) for step in range(3)] and not (tmp_path / "threads.csv").exists()
 
 
-@pytest.mark.parametrize(
-    "text, lines", [("", []), ("step,threads\n0,2\n7,", [(0, 2)]), ("step,threads\n0,2\n7,1\n", [(0, 2), (7, 1)])]
-)
-def test_a_line_that_was_cut_off_does_not_count(tmp_path, text, lines):
+ODD = ["", "a,b\n", "step,threads\n0,0\n", "0,9999999\n", "\x00\xff,\n", "step,threads\n7", "5,x\n"]
+
+
+@pytest.mark.parametrize("text, lines", [
+    *((text, []) for text in ODD), ("step,threads\n0,2\n7,1", [(0, 2)]),
+    ("step,threads\r\n0,2\r\n7,1\r\n", [(0, 2), (7, 1)]),
+    ("0,2\n9,1\n7,2\n", [(0, 2), (9, 1)]),
+])  # fmt: skip
+def test_a_line_that_is_none_does_not_count(tmp_path, text, lines):
     (tmp_path / "threads.csv").write_text(text)
     assert read(tmp_path / "threads.csv") == lines
+
+
+@pytest.mark.parametrize("text", ["a,b\n", "step,threads\n8,2\n", "step,threads\n0,2\n1"])
+def test_a_run_goes_on_beside_an_odd_record(seen, tmp_path, text):
+    train_here(tmp_path, *WORDS, "trainer.max_steps=4")
+    (tmp_path / "threads.csv").write_text(text)
+    train_here(tmp_path, *WORDS, "trainer.max_steps=6")
+    assert all(line.count(",") == 1 for line in (tmp_path / "threads.csv").read_text().split())

@@ -55,6 +55,7 @@ class Evaluation:
             features.to(fabric.device)
         digest = weights_digest(self.denoiser.state_dict())
         card = {**self.card, "weights_sha256": digest, "precision": hardware.precision, "shape": list(self.data.shape)}
+        card["memory_format"] = hardware.memory_format
         model = Model(self.denoiser.to(fabric.device), self.data.shape, card)
         if fabric.is_global_zero:
             lacking = features is None and study.needs_features

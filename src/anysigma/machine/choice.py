@@ -72,12 +72,12 @@ def by_trial(facts: dict[str, Any], trial: Callable[[], Choice], kept: Path) -> 
         load = Load()
         time.sleep(FIRST)
         if load.others() > BUSY:
-            say("hardware=auto: the machine is busy, no trial was made; precision 32-true, contiguous")
+            say("hardware=auto: the machine is busy, no trial was made, what is auto stays plain")
             return {}
         start = time.perf_counter()
         found = {"facts": facts, **trial(), "seconds": round(time.perf_counter() - start, 2)}
         if load.others() > BUSY:
-            say("hardware=auto: the machine was busy during the trial; precision 32-true, contiguous")
+            say("hardware=auto: the machine was busy during the trial, what is auto stays plain")
             return {}
         write(kept, {**read(kept), key: found})
     return found
@@ -93,8 +93,16 @@ def read(kept: Path) -> dict[str, Choice]:
     with suppress(OSError, ValueError):
         found = json.loads(kept.read_text())
         if isinstance(found, dict):
-            return found
+            return {key: one for key, one in found.items() if whole(one)}
     return {}
+
+
+def whole(one: Any) -> bool:
+    """Whether this is a choice as it is kept."""
+    if not isinstance(one, dict) or not all(isinstance(one.get(name, {}), dict) for name in ("training", "sampling")):
+        return False
+    gains = one.get("gains")
+    return isinstance(gains, list) and len(gains) == 2 and all(isinstance(gain, int | float) for gain in gains)
 
 
 def write(kept: Path, choices: dict[str, Choice]) -> None:

@@ -18,6 +18,7 @@ PLAIN = {
     "tf32": False, "cudnn_benchmark": False, "compile": False,
 }  # fmt: skip
 OF_SAMPLING = ("precision", "memory_format")  # what sampling may choose otherwise than training
+MOST_THREADS = 1024
 OF_GPU = ("tf32", "cudnn_benchmark", "compile")
 
 
@@ -48,6 +49,8 @@ class Hardware:
         for name, words in (("accelerator", ACCELERATORS), ("strategy", STRATEGIES)):
             if getattr(self, name) not in words:
                 raise ValueError(f"hardware.{name}={getattr(self, name)}: {', '.join(words)}")
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"hardware.threads={self.threads}: at most {MOST_THREADS}; 0 follows the free cores")
         if self.threads < 0 or self.num_nodes < 1 or self.devices in (0, []):
             said = f"hardware.threads={self.threads}, num_nodes={self.num_nodes}, devices={self.devices}"
             raise ValueError(f"{said}: no number of threads is below 0, and at least 1 node and device are needed")
@@ -87,8 +90,12 @@ class Hardware:
         taken = {
             name: choice[name]
             for name in PLAIN
-            if getattr(self, name) == "auto" and choice.get(name) in allowed.get(name, (True, False))
+            if getattr(self, name) == "auto"
+            and isinstance(choice.get(name), str | bool)
+            and choice[name] in allowed.get(name, (True, False))
         }
+        if "16-mixed" in (self.precision, taken.get("precision")):
+            taken.pop("fused", None)  # a record of another precision
         return replace(self, **taken).plain()
 
     def stored(self, record: Any) -> dict[str, Any]:
@@ -99,7 +106,8 @@ class Hardware:
     @property
     def _precisions(self) -> tuple[str, ...]:
         """Those that can be computed here."""
-        return ("32-true", "bf16-mixed") if not self._on_gpu or torch.cuda.is_bf16_supported() else ("32-true",)
+        bf16 = ("bf16-mixed",) if not self._on_gpu or torch.cuda.is_bf16_supported() else ()
+        return ("32-true", *bf16, *(("16-mixed",) if self._on_gpu else ()))
 
     @property
     def _accelerator(self) -> str:

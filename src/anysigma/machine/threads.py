@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from anysigma.machine.distributed import say
+
 FIRST, EVERY = 0.2, 0.5  # seconds: of the reading before the first step, and between two later ones
 FALL, RISE = 0.5, 0.25  # a core counts as free while others use less than half of it, and again from a quarter down
 RISE_AFTER = 2  # readings in a row: a load that comes is answered at once, one that goes must have gone
@@ -89,7 +91,9 @@ class Following:
         self.most, self.team, self.count = most, team, most
         self._load, self._clock, self._higher = load or Load(), clock, 0
         self._next = 0.0
-        if self.most > 1 and self._load.known:
+        if self.most > 1 and not self._load.known:
+            say(f"{self.most} threads, also while others work here: this system does not tell how busy its cores are")
+        elif self.most > 1:
             time.sleep(FIRST)
             self.read()
 

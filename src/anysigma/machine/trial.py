@@ -28,7 +28,8 @@ SHORT_BUDGET, LONG_BUDGET = 1.8, 12.0  # seconds of a whole trial, where a step 
 def fastest(hardware: Hardware, names: Sequence[str], work: Work, seconds: float) -> tuple[Hardware, float]:
     """The hardware with those of `names` that are `auto` settled one after another, and how much faster than plain it is.
 
-    The other value of each has to win by 5 % in turns with what has won so far. `seconds`: at most, but for compiling.
+    The other value of each has to win by 5 % in turns with what has won so far; one that fails has lost. `seconds`: at
+    most, but for compiling.
     """
     best, gain, waiting = hardware.plain(), 1.0, [name for name in names if getattr(hardware, name) == "auto"]
     if not waiting:
@@ -40,8 +41,11 @@ def fastest(hardware: Hardware, names: Sequence[str], work: Work, seconds: float
         share = (end - time.perf_counter()) / len(waiting)
         name = waiting.pop(0)
         other = replace(best, **{name: OTHER[name]})
-        then = work(other)
-        ratio = race(now, then, first, share, patient=name == "compile")
+        try:
+            then = work(other)
+            ratio = race(now, then, first, share, patient=name == "compile")
+        except (RuntimeError, TypeError, ValueError):  # what a network or an optimiser cannot do has lost
+            continue
         if ratio >= WIN:
             best, now, gain = other, then, gain * ratio
     return best, gain

@@ -11,7 +11,8 @@ from anysigma.report.results import Table
 from anysigma.report.verdict import counted, difference, rule, same_noise
 
 # What one compares. Every other line of the card is the protocol and has to agree.
-FREE = ("checkpoint", "step", "schedule", "weights_sha256", "sampler", "S", "sigma", "eta", "sets", "fewer_sets")
+FREE = ("checkpoint", "step", "schedule", "weights_sha256", "sampler", "S", "sigma", "eta", "sets", "fewer_sets",
+        "memory_format")  # fmt: skip
 HIDDEN = ("weights_sha256", "schedule", "checkpoint")
 
 

@@ -117,7 +117,7 @@ class TrainingJob:
         denoisers = (self.module.denoiser, self.module.ema)
         if before is not None:
             facts.init_sha256 = before["init_sha256"]
-            say_changes(before["config"].get("hardware", {}), facts.config["hardware"])
+            say_changes(record if isinstance(record, dict) else {}, facts.config["hardware"])
         elif start is not None:
             checkpoint = read(start)
             facts.init_sha256 = weights_digest(weights_of(checkpoint))
@@ -176,8 +176,9 @@ class TrainingJob:
         callbacks = [c for name, c in self.callbacks.items() if name not in measures]
         if features is not None:
             callbacks += [c(features=features) for c in measures.values()]
-        if hardware.follows:
-            callbacks.append(Switches(folder / "threads.csv", hardware.most_threads))
+        record = folder / "threads.csv"
+        if hardware.follows or record.exists():
+            callbacks.append(Switches(record, hardware.most_threads, fixed=not hardware.follows))
         trainer = self.trainer(
             **hardware.lightning(), callbacks=callbacks, logger=loggers, default_root_dir=folder, max_epochs=1,
             use_distributed_sampler=False, enable_model_summary=False, num_sanity_val_steps=0,
@@ -218,7 +219,7 @@ def finish(loggers: Iterable[Logger], exit_code: int) -> None:
 
 def say_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     """One line where a run goes on in another precision, another way or on another number of processes."""
-    names = ("accelerator", "precision", "devices", "num_nodes", "memory_format", "fused")
+    names = ("accelerator", "precision", "devices", "num_nodes", "memory_format", "fused", "threads")
     changed = [f"hardware.{n}={now[n]}, before {before[n]}" for n in names if now[n] != before.get(n, now[n])]
     if changed:
         say(f"going on otherwise than before, no longer bit for bit: {'; '.join(changed)}")

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -71,12 +71,17 @@ class DiffusionModule(LightningModule):
 
     def optimizer_over(self, parameters: Iterable[Tensor], fused: bool) -> torch.optim.Optimizer:
         """The optimiser over these, in its fused form where that is asked for and there is one."""
-        return self.optimizer(parameters, **({"fused": True, "foreach": None} if fused and self.has_fused else {}))
+        form = {"fused": True, "foreach": None} if fused and self.has_fused else {}
+        return self.optimizer(parameters, **{name: value for name, value in form.items() if name in self._takes})
 
     @property
     def has_fused(self) -> bool:
         """Whether the optimiser has a fused form."""
-        return "fused" in inspect.signature(getattr(self.optimizer, "func", self.optimizer)).parameters
+        return "fused" in self._takes
+
+    @property
+    def _takes(self) -> Collection[str]:
+        return inspect.signature(getattr(self.optimizer, "func", self.optimizer)).parameters
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None

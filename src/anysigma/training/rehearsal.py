@@ -29,7 +29,7 @@ class Rehearsal:
         module = self.module
         facts = {
             **network_facts(self.hardware, module.denoiser, module.shape), "batch": self.batch, "block": module.block,
-            "asked": {name: getattr(self.hardware, name) for name in self.names}, "optimizer": str(module.optimizer),
+            "asked": {name: getattr(self.hardware, name) for name in self.names}, "optimizer": name_of(module.optimizer),
         }  # fmt: skip
         found = chosen(facts, self._try)
         if self.hardware.processes > 1:
@@ -97,9 +97,16 @@ def settle(rehearsal: Rehearsal, record: Any) -> tuple[Hardware, Hardware]:
     choice = rehearsal.choice()
     training, sampling = (hardware.settled(choice.get(name, {})) for name in ("training", "sampling"))
     if choice.get("gains"):
-        of = f"{choice['gains'][0]:.2f} and {choice['gains'][1]:.2f} x as fast as plain fp32"
+        of = f"{choice['gains'][0]:.2f} and {choice['gains'][1]:.2f} x as fast as {words(hardware.plain())}"
         say(f"hardware=auto: training {words(training)}, sampling {words(sampling)}: {of} in a trial here")
     return training, sampling
+
+
+def name_of(optimizer: Any) -> str:
+    """A factory as where it stands and what it was given: the same in every process."""
+    made = getattr(optimizer, "func", optimizer)
+    where = f"{getattr(made, '__module__', '')}.{getattr(made, '__qualname__', type(made).__qualname__)}"
+    return f"{where} {sorted(getattr(optimizer, 'keywords', {}).items())}"
 
 
 def words(hardware: Hardware) -> str:

@@ -1,6 +1,7 @@
 """Threads that follow the free cores, and a record of it, so that a cut run goes on as the uncut one went."""
 
 import csv
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anysigma.machine.distributed import is_first
+from anysigma.machine.hardware import MOST_THREADS
 from anysigma.machine.threads import Following, Load
 
 COLUMNS = ("step", "threads")
@@ -19,20 +21,25 @@ class Switches(Callback):
 
     A sum over another number of threads differs in its last bit, so the counts are an input of the run: one that goes on
     takes those that were written, up to the last, and then follows the free cores again. They change between optimiser
-    steps alone. Of several processes rank 0 decides for all, when figures are logged.
+    steps alone. Of several processes rank 0 decides for all, when figures are logged. `fixed`: `most` from here on, which
+    is written too.
     """
 
-    def __init__(self, path: Path, most: int):
-        self.path, self.most = path, most
+    def __init__(self, path: Path, most: int, fixed: bool = False):
+        self.path, self.most, self.fixed = path, most, fixed
         self._written: list[tuple[int, int]] = []
         self._following: Following | None = None
         self._seconds = 0.0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """What was written before; no line of a run that begins anew."""
-        if trainer.global_step == 0 and is_first():
-            self.path.unlink(missing_ok=True)
-        self._written = trainer.strategy.broadcast(read(self.path))
+        start = trainer.global_step
+        found = [line for line in read(self.path) if start > 0 and not (self.fixed and line[0] >= start)]
+        self._written = trainer.strategy.broadcast(found)
+        if is_first():
+            self._write_anew()
+        if self.fixed:
+            return
         load = Load() if trainer.world_size == 1 else Load(own=lambda: self._seconds)
         self._following = Following(self.most, trainer.world_size, load)
 
@@ -40,11 +47,12 @@ class Switches(Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
-        if self._written and step <= self._written[-1][0]:
-            count = [threads for at, threads in self._written if at <= step][-1]
+        before = [threads for at, threads in self._written if at <= step]
+        if before and not self.fixed and step <= self._written[-1][0]:
+            count = before[-1]
         else:
-            count = self._count(trainer, step)
-            if not self._written or count != self._written[-1][1]:
+            count = self.most if self.fixed else self._count(trainer, step)
+            if not before or count != before[-1]:
                 self._write(step, count)
         if count != torch.get_num_threads():
             torch.set_num_threads(count)
@@ -62,15 +70,27 @@ class Switches(Callback):
         """One line more, on the disk before the step."""
         self._written.append((step, count))
         if is_first():
-            new = not self.path.exists()
             with open(self.path, "a", newline="") as file:
-                csv.writer(file).writerows([COLUMNS] * new + [(step, count)])
+                csv.writer(file).writerow((step, count))
+
+    def _write_anew(self) -> None:
+        """What counts of it, so that nothing is glued to a line that was cut off."""
+        aside = self.path.with_suffix(".part")
+        with open(aside, "w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *self._written])
+        os.replace(aside, self.path)
 
 
 def read(path: Path) -> list[tuple[int, int]]:
-    """Its whole lines, as (step, threads); none where there is no such file."""
+    """Its whole lines, as (step, threads), in order and of at least one thread; none where there is no such file."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        rows = [(row["step"], row["threads"]) for row in csv.DictReader(file)]
-    return [(int(step), int(count)) for step, count in rows if step and count and step.isdigit() and count.isdigit()]
+    found: list[tuple[int, int]] = []
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
+        parts = line.strip().split(",")
+        if not line.endswith("\n") or len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+            continue
+        step, count = map(int, parts)
+        if 1 <= count <= MOST_THREADS and (not found or step > found[-1][0]):
+            found.append((step, count))
+    return found
