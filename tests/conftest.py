@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
@@ -88,3 +90,11 @@ def features():
 def digits():
     """Their images."""
     return Digits()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`time.perf_counter` says what the test sets `now` to."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    return clock

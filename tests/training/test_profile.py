@@ -11,17 +11,9 @@ from test_rates import STEPS, B, Data
 from test_training import same_weights, train_here
 
 from anysigma.compose.targets import ConfigError
-from anysigma.training.callbacks import profile
 from anysigma.training.callbacks.profile import EMA, PARTS, REST, Parts, Profile, part_of
 
 WAY = "[LightningModule]DiffusionModule."
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = SimpleNamespace(now=10.0)
-    monkeypatch.setattr(profile.time, "perf_counter", lambda: clock.now)
-    return clock
 
 
 def test_every_second_belongs_to_the_innermost_part(clock):

@@ -16,13 +16,6 @@ B, STEPS, EVERY = 4, 6, 3
 FETCH, STEP, WATCH = 3.0, 2.0, 5.0  # seconds of one image's loading, of a step, of the callbacks after it
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(rates.time, "perf_counter", lambda: clock.now)
-    return clock
-
-
 class Slow(Dataset):
     def __init__(self, clock):
         self.clock = clock
