@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> None:
     if step < cfg.trainer.max_steps:
         import torch
 
-        from anysigma.training.job import Facts, Final
+        from anysigma.training.ending import Final
+        from anysigma.training.job import Facts
 
         start = find(cfg.init, "last", RUNS, "init") if cfg.init and step == 0 else None
         torch.manual_seed(cfg.seed)  # the network's first weights

@@ -23,7 +23,8 @@ from anysigma.compose.config import build
 from anysigma.runs.checkpoint import read
 from anysigma.runs.identity import identity
 from anysigma.runs.listing import reached
-from anysigma.training.job import Facts, Final
+from anysigma.training.ending import Final
+from anysigma.training.job import Facts
 
 ROOT = Path(__file__).parents[2]
 config.register()

@@ -3,11 +3,11 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -21,7 +21,6 @@ from anysigma.machine.hardware import OF_SAMPLING, Hardware
 from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
 from anysigma.report.pictures import grid, save_png
-from anysigma.report.results import Result
 from anysigma.runs.checkpoint import read, warm_start, weights_digest, weights_of
 from anysigma.runs.listing import last
 from anysigma.training.callbacks.base import report_image
@@ -29,6 +28,7 @@ from anysigma.training.callbacks.last import Last
 from anysigma.training.callbacks.switches import Switches
 from anysigma.training.checkpoint_io import AtomicCheckpointIO
 from anysigma.training.clipping import Clipping
+from anysigma.training.ending import Outcome, finish
 from anysigma.training.module import DiffusionModule
 from anysigma.training.rehearsal import Rehearsal, settle, words
 
@@ -56,14 +56,6 @@ class Facts:
     identity: dict[str, Any]
     init_sha256: str | None = None
     data_hash: str | None = None
-
-
-class Outcome(NamedTuple):
-    """How a start of a run ended: `code` for the process, `done` where it came to its last step, loggers still open then."""
-
-    code: int
-    done: bool
-    loggers: list[Logger]
 
 
 class TrainingJob:
@@ -187,34 +179,6 @@ class TrainingJob:
         self.data.share(trainer.world_size, trainer.accumulate_grad_batches)  # refused here, before processes start
         trainer.strategy.checkpoint_io = AtomicCheckpointIO(asdict(facts), trainer.accumulate_grad_batches)
         return trainer
-
-
-class Final:
-    """A training's own loggers where an evaluation puts its figures: they go to `final/*` at the run's last step."""
-
-    def __init__(self, loggers: Sequence[Logger], step: int):
-        self.loggers, self.step, self._said = loggers, step, set()
-
-    def log_study(self, result: Result) -> None:
-        """The first row of each metric as a number; pictures and all rows where a logger takes them."""
-        found = {f"final/{row.metric}": row.value for row in reversed(result.rows) if row.value is not None}
-        new = {name: value for name, value in reversed(found.items()) if name not in self._said}
-        self._said |= new.keys()
-        for logger in self.loggers:
-            logger.log_metrics(new, step=self.step)
-            if hasattr(logger, "log_final"):
-                logger.log_final(result, step=self.step)
-
-    def finish(self, exit_code: int) -> None:
-        """Close them, with the exit code that the process will have."""
-        finish(self.loggers, exit_code)
-
-
-def finish(loggers: Iterable[Logger], exit_code: int) -> None:
-    """Close every logger that is to be closed."""
-    for logger in loggers:
-        if hasattr(logger, "finish"):
-            logger.finish(exit_code)
 
 
 def say_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
