@@ -1,11 +1,12 @@
 # make train [ARGS="model=unet sampler=ddim schedule=linear"] | make evaluate ARGS="checkpoint=<run>" | make test | make test-all
 # make bench [ARGS="--quick"] | make bench-gpu   speed beside diffusers and denoising-diffusion-pytorch; into docs/performance.md
+# make chaos [ARGS="--kills 50 --seed 0"]   runs killed at random again and again, held against one that never was
 # make mutants [ARGS="--n 300 --seed 0"]   how many small changes to the source the tests notice
 PYTHON ?= python3
 BIN = .venv/bin
 READY = .venv/ready
 PEERS = benchmarks/.venv/ready
-.PHONY: train evaluate test test-all mutants bench bench-gpu lint clean
+.PHONY: train evaluate test test-all chaos mutants bench bench-gpu lint clean
 
 train: $(READY)
 	$(BIN)/python train.py $(ARGS)
@@ -18,6 +19,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+chaos: $(READY)
+	$(BIN)/python tests/chaos.py $(ARGS)
 
 mutants: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]'

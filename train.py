@@ -14,6 +14,7 @@ from anysigma.metrics.card import versions
 from anysigma.runs.checkpoint import find
 from anysigma.runs.identity import identity
 from anysigma.runs.listing import RUNS, reached, refuse_if_not_empty
+from anysigma.runs.lock import hold
 
 CONF = Path(__file__).parent / "conf"
 register(CONF)
@@ -26,14 +27,15 @@ def main(cfg: DictConfig) -> None:
     node, folder = check_train(cfg), Path(output_folder())
     if cfg.resume == "never":
         refuse_if_not_empty(folder)
+    hold(folder)
     from anysigma.evaluation.final import final_figures  # Lightning and what comes with it: after the checks
+    from anysigma.training.ending import Final, loggers_of
 
     loggers = build(node["logger"])
     step, who = reached(folder, identity(node)), identity(node)
     if step < cfg.trainer.max_steps:
         import torch
 
-        from anysigma.training.ending import Final
         from anysigma.training.job import Facts
 
         start = find(cfg.init, "last", RUNS, "init") if cfg.init and step == 0 else None
@@ -43,8 +45,10 @@ def main(cfg: DictConfig) -> None:
             sys.exit(outcome.code)
         final = Final(outcome.loggers, cfg.trainer.max_steps)
         loggers = {"final": lambda **_: final}
-    elif cfg.profile:
-        print(f"profile=true: this run is at its last step; trainer.max_steps={step + 100} goes further")
+    else:
+        if cfg.profile:
+            print(f"profile=true: this run is at its last step; trainer.max_steps={step + 100} goes further")
+        loggers = loggers_of(folder, loggers)
     sys.exit(final_figures(folder, node, study_word(), loggers, {"command": command(), "versions": versions()}))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import sealed
 from hydra import compose, initialize_config_dir
 
 from anysigma.compose import config
@@ -210,11 +211,13 @@ def found(tmp_path_factory):
             kinds[f"{kind}-{name}"] = kind
             limit = sys.getrecursionlimit()
             sys.setrecursionlimit(100_000)
-            torch.save(checkpoint, place / f"h/{kind}-{name}.ckpt")
+            torch.save(checkpoint, path := place / f"h/{kind}-{name}.ckpt")
+            sealed(path)
             sys.setrecursionlimit(limit)
     for name, make in pickles(base, canary):
         kinds[f"pickle-{name}"] = "hostile"
-        make(place / f"h/pickle-{name}.ckpt")
+        make(path := place / f"h/pickle-{name}.ckpt")
+        sealed(path)
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, str(place), str(ROOT)], capture_output=True, text=True, cwd=place,
         env={**os.environ, "MPLCONFIGDIR": str(place / "h")},

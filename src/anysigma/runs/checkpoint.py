@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,26 +12,48 @@ import torch
 from torch import Tensor
 
 from anysigma.diffusion.denoiser import Denoiser
+from anysigma.machine.distributed import say, shown
+from anysigma.runs import seal
 
-FORMAT = 2
+FORMAT = 3
 SUFFIX = ".ckpt"
+PART = ".part"  # ends the name of what is being written
+LAST, PREVIOUS, DAMAGED = f"last{SUFFIX}", f"previous{SUFFIX}", f"last.damaged{SUFFIX}"
 HOLDS = {"config": dict, "format": int, "step": int, "state_dict": dict}
 
 
-def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Beside the target, to the disk, then renamed: whatever happens, `path` holds a whole file, the old or the new."""
+def write(checkpoint: dict[str, Any], path: Path, previous: Path | None = None) -> None:
+    """Under a name of its own, to the disk, then renamed: whatever happens, `path` holds a whole file, the old or the new.
+
+    `previous` then names the old one. Raises OSError, in one line, where it cannot be written: the old one is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PART}")
     try:
         with open(aside, "wb") as file:
-            torch.save(checkpoint, file)
+            seal.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            rename_copy(path, previous)
         os.replace(aside, path)
-    except BaseException:
+    except OSError as error:
+        kept = f"; what was saved before is whole: {shown(path)}" if path.exists() else ""
+        raise OSError(f"checkpoint {shown(path)}: not written ({error.strerror or error}){kept}") from error
+    finally:
         aside.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
+
+
+def rename_copy(path: Path, other: Path) -> None:
+    """The same file under another name too, in place of what has that name; both names are never without a file."""
+    aside = other.with_name(f"{other.name}.{uuid.uuid4().hex[:8]}{PART}")
+    try:
+        os.link(path, aside)
+    except OSError:  # a file system without links: for a moment `path` is gone, and `other` is there
+        os.replace(path, other)
+    else:
+        os.replace(aside, other)
 
 
 def sync_folder(folder: Path) -> None:
@@ -43,10 +66,40 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A checkpoint of ours, tensors on the CPU. Raises ValueError, in one line, for anything else; runs no code."""
+def newest(folder: Path) -> Path:
+    """A run's newest checkpoint that is whole: `last`, or `previous` where that is missing or damaged."""
+    last, previous = folder / "checkpoints" / LAST, folder / "checkpoints" / PREVIOUS
+    if last.is_file() and seal.broken(last) is None:
+        return last
+    return previous if previous.is_file() and seal.broken(previous) is None else last
+
+
+def mend(folder: Path) -> None:
+    """Make `previous` the `last` where that is not whole, and say so; clear away what was never written to its end.
+
+    The damaged file keeps another name. For the one process that holds the folder.
+    """
+    place, found = folder / "checkpoints", newest(folder)
+    for part in place.glob(f"*{PART}"):
+        part.unlink(missing_ok=True)
+    if found.name == PREVIOUS:
+        last = place / LAST
+        wrong = seal.broken(last) if last.is_file() else "there is no such file"
+        if last.is_file():
+            rename_copy(last, place / DAMAGED)
+        rename_copy(found, last)
+        say(f"checkpoint {shown(last)}: {wrong}; the one before it takes its place")
+
+
+def read(path: Path, *, sealed: bool = True) -> dict[str, Any]:
+    """A checkpoint of ours, tensors on the CPU. Raises ValueError, in one line, for anything else; runs no code.
+
+    `sealed` False: without a look at each of its bytes, to see what it says of itself.
+    """
     if not path.is_file():
         raise ValueError(f"checkpoint {path}: there is no such file")
+    if sealed and (wrong := seal.broken(path)):
+        raise ValueError(f"checkpoint {path}: {wrong}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle ends in whatever its reader stumbles over
@@ -113,7 +166,11 @@ def find(name: str, which: str, runs: Path, word: str = "checkpoint") -> Path:
             return path
         if path.is_dir():
             found = path / "checkpoints" / f"{which}{SUFFIX}"
-            if found.is_file():
-                return found
+            taken = newest(path) if which == "last" else found
+            if taken != found:
+                wrong = seal.broken(found) if found.is_file() else "there is no such file"
+                say(f"checkpoint {shown(found)}: {wrong}; the one before it is taken, {taken.name}")
+            if taken.is_file():
+                return taken
             raise ValueError(f"{word}={name}: {path} holds no {found.relative_to(path)}")
     raise ValueError(f"{word}={name}: neither a run below {runs}, nor a folder, nor a file")

@@ -8,7 +8,7 @@ from typing import Any
 
 from anysigma.machine.distributed import shown
 from anysigma.report.results import FORMAT, read_results
-from anysigma.runs.checkpoint import read
+from anysigma.runs.checkpoint import newest, read
 from anysigma.runs.identity import first_difference, said
 
 GOES_ON = ("identity", "data_hash", "init_sha256", "optimizer_states", "lr_schedulers", "loops", "callbacks")
@@ -16,8 +16,8 @@ RUNS, EVALUATIONS = Path("logs/train"), Path("logs/evaluate")
 
 
 def last(folder: Path) -> Path:
-    """A run's newest checkpoint."""
-    return folder / "checkpoints" / "last.ckpt"
+    """A run's newest checkpoint that is whole."""
+    return newest(folder)
 
 
 def refuse_if_not_empty(folder: Path) -> None:
@@ -48,6 +48,14 @@ def point(folder: Path, evaluation: Path, lines: Sequence[str], **facts: Any) ->
     aside = folder / "results.part"
     aside.write_text(json.dumps(content, indent=1))
     os.replace(aside, folder / "results.json")
+
+
+def pointed(folder: Path) -> int | None:
+    """The step of the final figures that a run's results.json points to; None where there are none."""
+    try:
+        return read_results(folder / "results.json").get("step")
+    except (ValueError, OSError):
+        return None
 
 
 def measured(evaluation: Path, **made_of: Any) -> bool:
@@ -94,7 +102,7 @@ def listing(runs: Path = RUNS, *, names: bool = False) -> Iterator[str]:
             continue
         results = folder / "results.json"
         try:
-            step = read(path)["step"]
+            step = read(path, sealed=False)["step"]
             lines = read_results(results)["lines"] if results.exists() else ["not finished"]
         except ValueError as error:
             yield f"{folder.relative_to(runs)}  {error}"

@@ -20,7 +20,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         facts = {**self.facts, "format": file.FORMAT, "step": checkpoint["global_step"]}
-        file.write({**checkpoint, **facts}, Path(path))
+        path = Path(path)
+        previous = path.with_name(file.PREVIOUS) if path.name == file.LAST else None
+        file.write({**checkpoint, **facts}, path, previous)
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         checkpoint = file.read(Path(path))

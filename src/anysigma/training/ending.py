@@ -1,11 +1,14 @@
 """How a training run ends: its exit code, and its loggers, that take the final figures before they close."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from lightning.pytorch.loggers import Logger
 
 from anysigma.report.results import Result
+from anysigma.runs.checkpoint import read
+from anysigma.runs.listing import last, pointed
 
 
 class Outcome(NamedTuple):
@@ -35,6 +38,25 @@ class Final:
     def finish(self, exit_code: int) -> None:
         """Close them, with the exit code that the process will have."""
         finish(self.loggers, exit_code)
+
+
+Loggers = Mapping[str, Callable[..., Any]]
+
+
+def loggers_of(folder: Path, loggers: Loggers) -> Loggers:
+    """The loggers of a run that is at its last step: its own again, where its final figures were cut; else as they are.
+
+    What was logged of them is cut back: they are measured to their end now.
+    """
+    checkpoint = read(last(folder))
+    if pointed(folder) == checkpoint["step"]:
+        return loggers  # measured: another study's figures go where that is recorded
+    own = [logger(folder=folder, config=checkpoint["config"]) for logger in loggers.values()]
+    for logger in own:
+        if hasattr(logger, "cut_back"):
+            logger.cut_back(checkpoint["step"], final=False)
+    final = Final(own, checkpoint["step"])
+    return {"final": lambda **_: final}
 
 
 def finish(loggers: Iterable[Logger], exit_code: int) -> None:

@@ -33,11 +33,15 @@ class MetricsCSV(Logger):
         return ""
 
     @rank_zero_only
-    def cut_back(self, step: int) -> None:
-        """Drop what was logged after `step`: the resumed run will log it again."""
+    def cut_back(self, step: int, final: bool = True) -> None:
+        """Drop what was logged after `step`, and half a line: the resumed run will log it again.
+
+        `final` False: the final figures too, which are measured again.
+        """
         if self.path.exists():
-            with open(self.path, newline="") as file:
-                kept = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= step]
+            whole = self.path.read_text().rpartition("\n")[0].splitlines()
+            kept = [row for row in csv.DictReader(whole) if row["value"] and row["step"].isdigit()]
+            kept = [row for row in kept if int(row["step"]) <= step and (final or not row["metric"].startswith("final/"))]
             aside = self.path.with_suffix(".part")
             with open(aside, "w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)

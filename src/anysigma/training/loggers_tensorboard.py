@@ -27,8 +27,11 @@ class TensorBoard(TensorBoardLogger):
         self._config = {name: value for name, value in config.items() if name != "job"}  # the same nodes once more
 
     @rank_zero_only
-    def cut_back(self, step: int) -> None:
-        """Hide what was logged after `step` (a new run: all there is) and open the file; a new run's says its config."""
+    def cut_back(self, step: int, final: bool = True) -> None:
+        """Hide what was logged after `step` (a new run: all there is) and open the file; a new run's says its config.
+
+        `final` False: figures of the last step are measured again, and stand there twice, alike.
+        """
         self._kwargs["purge_step"] = step + 1 if step else 0
         if step == 0:
             lines = json.dumps(self._config, indent=1, default=str)

@@ -20,22 +20,26 @@ class Rates(Periodic):
     stand: train/lr; train/memory_gib of this rank, on a GPU the most since the last time.
 
     train/mfu, where the GPU's peak is known: model FLOP utilisation, 3 · forward FLOPs of an image · images/s / peak.
-    Nothing here waits for the device between two of these lines; the clocks are the host's.
+    Nothing here waits for the device between two of these lines; the clocks are the host's. Losses that are not logged yet
+    are part of the checkpoint, so that a cut run logs the means of the uncut one.
     """
 
     def __init__(self, every: int):
         super().__init__(every)
         self._since: tuple[float, int] | None = None
-        self._losses: list[Tensor] = []
+        self._trainer: Trainer | None = None
+        self._losses: list[Tensor] = []  # of this rank's micro-steps
+        self._before = torch.empty(0)  # of optimiser steps before the run was cut, means over ranks
         self._fetching, self._waited, self._of_peak = 0.0, 0.0, None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._trainer = trainer
         self._of_peak = share_of_peak(trainer, module)
         loop = trainer.fit_loop.epoch_loop
-        loop._on_before_fetch = self._before(loop._on_before_fetch)  # no hook lies between the callbacks' end and it
+        loop._on_before_fetch = self._noted(loop._on_before_fetch)  # no hook lies between the callbacks' end and it
         self._since, self._waited = (time.perf_counter(), module.images_seen), 0.0
 
-    def _before(self, fetch: Callable[[], None]) -> Callable[[], None]:
+    def _noted(self, fetch: Callable[[], None]) -> Callable[[], None]:
         def noted() -> None:
             self._fetching = time.perf_counter()
             fetch()
@@ -51,9 +55,9 @@ class Rates(Periodic):
         super().on_train_batch_end(trainer, module, outputs, *rest)
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
-        loss = torch.stack(self._losses).mean()
+        loss = self._by_step().mean().item()
         self._losses.clear()
-        loss = trainer.strategy.reduce(loss, reduce_op="mean").item()
+        self._before = torch.empty(0)
         (then, seen), now = self._since, time.perf_counter()  # after the device has come so far
         rate, waited = (module.images_seen - seen) / (now - then), self._waited / (now - then)
         self._since, self._waited = (now, module.images_seen), 0.0
@@ -63,6 +67,19 @@ class Rates(Periodic):
             "train/mfu": None if self._of_peak is None else rate * self._of_peak,
         }  # fmt: skip
         report(trainer, {name: value for name, value in metrics.items() if value is not None})
+
+    def _by_step(self) -> Tensor:
+        """The losses since they were last logged, one an optimiser step, means over its micro-steps and over ranks."""
+        if not self._losses:
+            return self._before
+        since = torch.stack(self._losses).view(-1, self._trainer.accumulate_grad_batches).mean(1)
+        return torch.cat([self._before, self._trainer.strategy.reduce(since, reduce_op="mean").cpu()])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self._by_step()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._before = state["losses"]
 
 
 def share_of_peak(trainer: Trainer, module: LightningModule) -> float | None:

@@ -1,0 +1,52 @@
+"""One process group at a time in a run's folder."""
+
+import atexit
+import os
+import socket
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from anysigma.machine.distributed import is_first, say, shown
+from anysigma.runs.checkpoint import mend
+
+LOCK, HOLDER = ".lock", ".holder"
+
+
+def hold(folder: Path) -> None:
+    """Rank 0 holds the folder for its whole group until its process ends, and mends what a killed one left.
+
+    The system holds the lock and ends it with its process, however that ends; the name beside it (host, process, since
+    when) is for people. Raises ValueError, with that name, where another holds it. Where the file system knows no locks, a
+    line says so.
+    """
+    if not is_first():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / LOCK), folder / HOLDER
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        held = f"{shown(folder)} is held by {named(holder)}"
+        raise ValueError(f"{held}; run=NAME starts another, and the same command goes on with this one later") from None
+    except NotImplementedError:
+        say(f"{shown(folder)}: this file system knows no locks; one command alone may write there")
+    atexit.register(release, lock, holder)
+    holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+    mend(folder)
+
+
+def release(lock: FileLock, holder: Path) -> None:
+    """At the process's end."""
+    holder.unlink(missing_ok=True)
+    lock.release()
+
+
+def named(holder: Path) -> str:
+    """Who the holder says that it is."""
+    try:
+        said = holder.read_text(errors="replace").strip()
+    except OSError:
+        said = ""
+    return said if said and said.isprintable() else "another process"

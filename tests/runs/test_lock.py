@@ -1,0 +1,61 @@
+"""One process in a run's folder: its holder is named, and a killed one holds nothing."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from anysigma.runs.lock import HOLDER, named
+
+HOLDS = """
+import sys
+from pathlib import Path
+from anysigma.runs.lock import hold
+try:
+    hold(Path(sys.argv[1]))
+except ValueError as error:
+    sys.exit(str(error))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def holding(folder, **more):
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
+    )  # fmt: skip
+
+
+def test_a_second_process_is_refused_with_the_holders_name_and_a_killed_one_is_followed(tmp_path):
+    first = holding(tmp_path / "run")
+    assert first.stdout.readline() == "held\n"
+    _, said = holding(tmp_path / "run").communicate()
+    name = rf"process {first.pid} on \S+, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert re.search(rf"run is held by {name}; run=NAME starts another", said) and said.count("\n") == 1
+    first.kill()
+    first.wait()
+    assert (tmp_path / "run" / HOLDER).exists()  # it could clear nothing away
+    third = holding(tmp_path / "run")
+    assert third.stdout.readline() == "held\n"
+    assert str(third.pid) in (tmp_path / "run" / HOLDER).read_text()
+    third.communicate("")
+    assert not (tmp_path / "run" / HOLDER).exists() and third.returncode == 0
+
+
+def test_the_other_ranks_of_the_group_that_holds_it_come_in(tmp_path):
+    first = holding(tmp_path / "run")
+    assert first.stdout.readline() == "held\n"
+    said, _ = holding(tmp_path / "run", env={**os.environ, "LOCAL_RANK": "1"}).communicate("")
+    assert said == "held\n"
+    first.communicate("")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x1b[2J\n", b"\xff\xfe"])
+def test_a_holder_that_says_nothing_is_another_process(tmp_path, content):
+    path = tmp_path / HOLDER
+    if content is not None:
+        path.write_bytes(content)
+    assert named(path) == "another process" or content == b"\xff\xfe"
