@@ -53,7 +53,7 @@ def save(content: Any, file: BinaryIO) -> None:
     try:
         torch.save(content, sealing)
     except RuntimeError as error:  # torch, closing the archive after a write that failed
-        raise error.__context__ if isinstance(error.__context__, OSError) else error
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     sealing.end()
 
 
