@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,22 @@ def test_the_other_ranks_of_the_group_that_holds_it_come_in(tmp_path):
     said, _ = holding(tmp_path / "run", env={**os.environ, "LOCAL_RANK": "1"}).communicate("")
     assert said == "held\n"
     first.communicate("")
+
+
+def test_training_in_a_held_folder_ends_in_one_line_before_anything_is_built(tmp_path):
+    first = holding(tmp_path / "logs/train/x")
+    assert first.stdout.readline() == "held\n"
+    train = [sys.executable, str(Path(__file__).parents[2] / "train.py"), "run=x", "debug=true"]
+    done = subprocess.run(train, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    first.communicate("")
+    assert done.returncode == 2 and done.stderr.startswith(f"error: logs/train/x is held by process {first.pid} on ")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "logs/train/x/metrics.csv").exists()
+
+
+def test_a_process_that_holds_it_may_ask_again(tmp_path):
+    code = HOLDS.replace("print(", "hold(Path(sys.argv[1]))\nprint(")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, input="")
+    assert done.stdout == "held\n"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x1b[2J\n", b"\xff\xfe"])

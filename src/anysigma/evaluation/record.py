@@ -7,6 +7,7 @@ from typing import Any
 from anysigma.machine.distributed import say, shown
 from anysigma.report.page import write_report
 from anysigma.report.results import Result, read_results, save_arrays, save_pictures, write_results
+from anysigma.runs.lock import hold
 
 
 class Record:
@@ -18,9 +19,12 @@ class Record:
         self._open: list[Any] | None = None
 
     def begin(self, **made_of: Any) -> None:
-        """What the figures are made of (step, weights_sha256). Those of other weights that lie here are put aside."""
+        """What the figures are made of (step, weights_sha256). Those of other weights that lie here are put aside.
+
+        Raises ValueError where another process measures here.
+        """
         self.facts |= made_of
-        self.folder.mkdir(parents=True, exist_ok=True)
+        hold(self.folder, "the same command shows its figures when they are there")
         path = self.folder / "results.json"
         if not path.exists():
             return

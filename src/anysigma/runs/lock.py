@@ -1,4 +1,4 @@
-"""One process group at a time in a run's folder."""
+"""One process group at a time in a run's folder, and in an evaluation's."""
 
 import atexit
 import os
@@ -12,26 +12,28 @@ from anysigma.machine.distributed import is_first, say, shown
 from anysigma.runs.checkpoint import mend
 
 LOCK, HOLDER = ".lock", ".holder"
+HELD: set[Path] = set()  # by this process
 
 
-def hold(folder: Path) -> None:
+def hold(folder: Path, otherwise: str = "run=NAME starts another, and the same command goes on with this one later") -> None:
     """Rank 0 holds the folder for its whole group until its process ends, and mends what a killed one left.
 
     The system holds the lock and ends it with its process, however that ends; the name beside it (host, process, since
-    when) is for people. Raises ValueError, with that name, where another holds it. Where the file system knows no locks, a
-    line says so.
+    when) is for people. Raises ValueError, with that name and what to do `otherwise`, where another holds it. Where the file
+    system knows no locks, a line says so.
     """
-    if not is_first():
+    folder = folder.absolute()
+    if not is_first() or folder in HELD:
         return
     folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / LOCK), folder / HOLDER
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        held = f"{shown(folder)} is held by {named(holder)}"
-        raise ValueError(f"{held}; run=NAME starts another, and the same command goes on with this one later") from None
+        raise ValueError(f"{shown(folder)} is held by {named(holder)}; {otherwise}") from None
     except NotImplementedError:
         say(f"{shown(folder)}: this file system knows no locks; one command alone may write there")
+    HELD.add(folder)
     atexit.register(release, lock, holder)
     holder.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
     mend(folder)
