@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from anysigma.machine.cgroups import cpu_limit
 from anysigma.machine.distributed import say
 
 FIRST, EVERY = 0.2, 0.5  # seconds: of the reading before the first step, and between two later ones
@@ -21,10 +22,14 @@ STAT = Path("/proc/stat")
 
 
 def cores() -> int:
-    """CPU cores this process may use: OMP_NUM_THREADS where a launcher has shared them out, else its affinity."""
+    """CPU cores this process may use: OMP_NUM_THREADS where a launcher has shared them out, else its affinity's.
+
+    Fewer, at least 1, where a container holds it to fewer: past its share all threads of a team stand still.
+    """
     if (said := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         return int(said)
-    return len(affinity())
+    held_to = cpu_limit()
+    return len(affinity()) if held_to is None else max(1, min(len(affinity()), int(held_to)))
 
 
 def affinity() -> set[int]:
