@@ -67,6 +67,23 @@ def test_what_a_run_had_stays_when_it_goes_on(monkeypatch, tmp_path, capsys):
     assert hardware_of(tmp_path) == first and "otherwise than before" not in capsys.readouterr().out
 
 
+def test_a_run_that_began_without_a_trial_says_what_changes_it(tried, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(Quiet, "others", lambda self: 1.0)
+    line = "hardware=auto: this run began without a trial and goes on in 32-true contiguous; hardware.precision=bf16-mixed"
+    train_here(tmp_path / "a", *SHORT)
+    assert line not in capsys.readouterr().out and hardware_of(tmp_path / "a")["tried"] is False
+    for steps in (4, 5):
+        train_here(tmp_path / "a", *SHORT, f"trainer.max_steps={steps}")
+        assert capsys.readouterr().out.count(line) == 1
+    for steps, words in ((6, ["hardware.precision=bf16-mixed"]), (7, [])):
+        train_here(tmp_path / "a", *SHORT, f"trainer.max_steps={steps}", *words)
+        assert line not in capsys.readouterr().out
+    monkeypatch.setenv(SAID, "{}")  # a person who wants none tried
+    for steps in (3, 4):
+        train_here(tmp_path / "b", *SHORT, f"trainer.max_steps={steps}")
+    assert line not in capsys.readouterr().out and hardware_of(tmp_path / "b")["tried"] is True
+
+
 def test_a_run_that_goes_on_otherwise_says_so(tmp_path, capsys):
     train_here(tmp_path, *SHORT)
     train_here(tmp_path, *SHORT, "trainer.max_steps=5", "hardware.precision=bf16-mixed")

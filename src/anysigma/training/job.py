@@ -103,9 +103,9 @@ class TrainingJob:
     def _settle(self, facts: Facts, before: dict[str, Any] | None, start: Path | None) -> Hardware:
         """First weights and hardware; says what of the hardware is another than before."""
         record = before and before["config"].get("hardware")
-        hardware, sampling = settle(self._rehearsal(), record)
+        hardware, sampling, tried = settle(self._rehearsal(), record)
         of_sampling = {name: getattr(sampling, name) for name in OF_SAMPLING}
-        facts.config = {**facts.config, "hardware": {**asdict(hardware), "sampling": of_sampling}}
+        facts.config = {**facts.config, "hardware": {**asdict(hardware), "sampling": of_sampling, "tried": tried}}
         denoisers = (self.module.denoiser, self.module.ema)
         if before is not None:
             facts.init_sha256 = before["init_sha256"]
