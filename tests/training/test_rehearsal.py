@@ -11,6 +11,7 @@ from test_training import LIGHT, train_here
 from anysigma.machine import choice
 from anysigma.machine.choice import SAID
 from anysigma.runs.checkpoint import read
+from anysigma.training.clipping import Clipping
 from anysigma.training.module import DiffusionModule
 from anysigma.training.rehearsal import name_of
 
@@ -110,6 +111,18 @@ def test_fused_and_plain_optimisers_are_clipped_alike_under_autocast(tmp_path, a
         done = train_here(tmp_path / fused, *words, f"hardware.fused={fused}")
         weights.append(done["state_dict"])
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_where_torch_takes_tensors_one_by_one_they_are_clipped_too(algorithm, monkeypatch):
+    """As on Apple's GPUs."""
+    monkeypatch.setattr("torch.nn.utils.clip_grad._device_has_foreach_support", lambda device: False)
+    monkeypatch.setattr("torch.nn.utils.clip_grad._has_foreach_support", lambda grads, device: False)
+    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    weights[0].grad, unused = torch.tensor([3.0, -4.0, 0.0]), weights[1]
+    Clipping(1.0, algorithm)(torch.optim.SGD(weights, 1e-3))
+    expected = [0.6, -0.8, 0.0] if algorithm == "norm" else [1.0, -1.0, 0.0]
+    assert weights[0].grad.tolist() == pytest.approx(expected, rel=1e-5) and unused.grad is None
 
 
 def test_gradients_are_held_to_the_norm_that_was_said(tmp_path, monkeypatch):
