@@ -176,7 +176,7 @@ class Hardware:
     def follow(self, network: torch.nn.Module) -> None:
         """Let the threads follow the free cores before every call of the network, where they do."""
         if self.follows:
-            follow(network, self.most_threads)
+            follow(network, self.most_threads, self.compile is True)
 
     def lightning(self) -> dict:
         """The keywords that Trainer and Fabric share."""

@@ -123,7 +123,11 @@ class Following:
         return max(1, min(self.most, int(free) // self.team))
 
 
-def follow(network: torch.nn.Module, most: int) -> None:
-    """Before every call of the network, set as many threads as cores are free."""
+def follow(network: torch.nn.Module, most: int, compiled: bool = False) -> None:
+    """Before every call of the network, set as many threads as cores are free; outside of what is `compiled`."""
     following = Following(most)
-    network.register_forward_pre_hook(lambda *_: torch.set_num_threads(following.now()))
+
+    def act(*_: Any) -> None:
+        torch.set_num_threads(following.now())
+
+    network.register_forward_pre_hook(torch.compiler.disable(act) if compiled else act)
