@@ -281,6 +281,18 @@ def test_the_first_bad_image_by_name_is_said_whichever_is_found_first(threads, f
     assert caches(folder.parent / "cache") == [] and not [t for t in threading.enumerate() if t.name.startswith("ahead")]
 
 
+def test_what_a_killed_process_left_goes_when_another_decodes(folder):
+    _ = made(folder).train
+    cache = folder.parent / "cache"
+    (place,) = caches(cache)
+    left, others = cache / f"{place.name}.7.part", cache / "folder-0123456789abcdef.7.part"
+    for one in (left, others):
+        one.mkdir()
+        (one / "train.npy").write_bytes(bytes(100))
+    place.rename(cache / "gone")
+    assert len(made(folder).train) and place.is_dir() and not left.exists() and others.exists()
+
+
 def test_threads_leave_the_warnings_as_they_were(folder, monkeypatch, recwarn):
     for k in range(8):
         large(folder / f"large{k}.png")

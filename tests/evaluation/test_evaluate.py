@@ -136,6 +136,28 @@ def test_the_figures_at_the_end_of_training_are_made_in_its_precision(tmp_path):
     assert "going on otherwise than before, no longer bit for bit: hardware.precision=32-true, before bf16-mixed" in said
 
 
+def test_figures_of_a_precision_asked_for_by_name_lie_beside_the_runs_own(place):
+    run(place, ROOT / "evaluate.py", *SMALL, "logger=csv")
+    own, before = results(place)
+    assert before["precision"] == "32-true"
+    run(place, ROOT / "evaluate.py", *SMALL, "logger=csv", "hardware.precision=bf16-mixed")
+    (other,) = set((place / "logs/evaluate/small").glob("fidelity-*/results.json")) - {own}
+    found = json.loads(other.read_text())
+    assert found["precision"] == "bf16-mixed" and found["rows"][0]["sets"] != before["rows"][0]["sets"]
+    assert json.loads(own.read_text()) == before
+
+
+def test_figures_of_another_precision_are_put_aside(place):
+    """As on a machine that cannot compute in the run's own."""
+    run(place, ROOT / "evaluate.py", *SMALL, "logger=csv")
+    path, before = results(place)
+    path.write_text(json.dumps({**before, "precision": "bf16-mixed"}))
+    run(place, ROOT / "evaluate.py", *SMALL, "logger=csv")
+    assert results(place)[1]["precision"] == "32-true"
+    (aside,) = path.parent.glob("step-*-results.json")
+    assert json.loads(aside.read_text())["precision"] == "bf16-mixed"
+
+
 def test_other_images_than_the_runs_are_refused(tmp_path):
     """Nine images deleted, or another folder named: the run does not go on, and no figure is made."""
     from PIL import Image

@@ -235,7 +235,7 @@ def test_a_trial_for_each_need_and_one_that_fails_stops_nothing(tmp_path, monkey
         "trial seed=1  failed, the jobs go on in plain fp32: ZeroDivisionError: division by zero",
         "trial seed=2  hardware=auto: training x", "trial seed=6  hardware=auto: the machine is busy",
     ]  # fmt: skip
-    assert [one.env for one in jobs] == [{SAID: "{}"} if n in (1, 3, 6) else {} for n in range(1, 7)]
+    assert [one.env for one in jobs] == [{SAID: '{"tried": false}'} if n in (1, 3, 6) else {} for n in range(1, 7)]
     assert all(one.code is None for one in jobs)
     log = (tmp_path / ".submitit/trial-2/trial-2_0_log.out").read_text()
     word, place, no_hydra = json.loads(next(line for line in log.splitlines() if line.startswith('["')))

@@ -58,7 +58,7 @@ def test_a_trial_is_kept_by_what_it_depends_on(tmp_path):
 def test_on_a_busy_machine_the_plain_one_is_taken_and_nothing_kept(monkeypatch, said, tmp_path, capsys):
     monkeypatch.setattr(choice, "Load", Machine(*said))
     trial, calls = counted()
-    assert chosen({}, trial) == {} and len(calls) == len(said) - 1
+    assert chosen({}, trial) == {"tried": False} and len(calls) == len(said) - 1
     assert "hardware=auto: the machine" in capsys.readouterr().out
     assert not (tmp_path / "logs/cache/hardware.json").exists()
 
@@ -82,9 +82,29 @@ def test_a_process_that_was_started_by_another_takes_its_word(monkeypatch):
     assert chosen({}, None) == FOUND
 
 
+@pytest.mark.parametrize(
+    "said", [{}, {"training": {"precision": "bf16-mixed"}}, {"tried": False}, {"sampling": {}, "gains": [1, 2.5]}]
+)
+def test_an_environment_may_say_a_part_of_it(monkeypatch, said):
+    monkeypatch.setenv(SAID, json.dumps(said))
+    assert chosen({}, None) == said
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "bf16-mixed", "{", "[]", "3", "null", '{"precision": "bf16-mixed"}', '{"training": "bf16-mixed"}', '{"gains": [1]}',
+     '{"gains": "ab"}', "[" * 100_000],
+)  # fmt: skip
+def test_an_environment_that_says_something_else_is_refused_in_a_line(monkeypatch, said):
+    monkeypatch.setenv(SAID, said)
+    with pytest.raises(ValueError, match=r"^ANYSIGMA_HARDWARE=.*: a choice as JSON, .* unset, a trial is made$") as error:
+        chosen({}, None)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 250
+
+
 def test_of_several_tasks_none_tries(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert chosen({}, None) == {}
+    assert chosen({}, None) == {"tried": False}
 
 
 def test_sampling_follows_what_the_run_recorded():

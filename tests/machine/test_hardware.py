@@ -28,6 +28,14 @@ def test_what_cannot_be_is_refused_in_a_line(words, message):
         Hardware(**words)
 
 
+@pytest.mark.parametrize(
+    "gpu, tf32, said", [(True, True, "32-true tf32"), (True, "auto", "32-true"), (False, True, "32-true")]
+)
+def test_a_figures_precision_says_what_products_are_rounded_to(monkeypatch, gpu, tf32, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert Hardware(precision="32-true", tf32=tf32).computes == said
+
+
 def test_fp16_has_no_fused_optimiser(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="scaled gradients"):

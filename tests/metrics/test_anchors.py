@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from anysigma.metrics import anchors as module
-from anysigma.metrics.anchors import HELD_OUT, REDRAWN, SPLITS, TRAINING, Anchor, anchors, kept, real_splits, to_held_out
+from anysigma.metrics.anchors import (
+    HELD_OUT,
+    REDRAWN,
+    SPLITS,
+    TRAINING,
+    Anchor,
+    anchors,
+    draws_of,
+    kept,
+    real_splits,
+    to_held_out,
+)
 from anysigma.metrics.fidelity import frechet, measures
 from anysigma.metrics.frechet import Moments, NoLimit, extrapolated
 from anysigma.metrics.vectors import vectors
@@ -65,6 +76,16 @@ def test_the_card_says_so(digits, features):
     data = SimpleNamespace(train=digits.train, held_out=digits.held_out, hash="h")
     assert RealImages(data, features, 361, 4, None).card(2)["held_out"] == "360 images, fewer than n"
     assert RealImages(data, features, 360, 4, None).card(2)["held_out"] == "360 images"
+
+
+@pytest.mark.parametrize("splits, beside", [(200, 25), (4, 2)])
+def test_the_card_says_how_many_draws_each_measure_has(train, held_out, features, splits, beside, monkeypatch):
+    assert draws_of(splits, features) == {"anchor_draws": splits, "anchor_draws_beside": beside}
+    if splits == 4:
+        found = anchors(train, held_out, 180, splits, features)
+        assert (found["fd_digits"][SPLITS].draws, found["kid_digits"][SPLITS].draws) == (splits, beside)
+    monkeypatch.setattr(module, "WIDE", 32)
+    assert draws_of(splits, features) == {"anchor_draws": splits}  # nothing else is anchored there
 
 
 def test_in_wide_features_the_distance_alone_is_anchored_for_as_long_as_allowed(train, held_out, features, monkeypatch):

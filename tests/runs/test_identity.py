@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anysigma.runs.checkpoint import FORMAT, write
-from anysigma.runs.identity import canonical, digest, evaluation_name, first_difference, identity, said
+from anysigma.runs.identity import asked_precision, canonical, digest, evaluation_name, first_difference, identity, said
 from anysigma.runs.listing import GOES_ON, measured, point, reached, result
 
 CONFIG = {
@@ -66,10 +66,21 @@ def test_an_evaluations_folder_is_a_function_of_what_is_measured():
     name = evaluation_name("run", "table", **asked)
     assert name.startswith("run/table-") and name == evaluation_name("run", "table", **{**asked, "data": {"root": None}})
     for change in ({"sampler": {"steps": 20}}, {"which": "best"}, {"weights": "raw"}, {"data": {"root": "/x"}},
-                   {"study_node": {"n": 2}}, {"features": {"_target_": "x"}}):  # fmt: skip
+                   {"study_node": {"n": 2}}, {"features": {"_target_": "x"}}, {"precision": "32-true"}):  # fmt: skip
         assert evaluation_name("run", "table", **{**asked, **change}) != name
     shapes = [{"_target_": "x", "shape": shape} for shape in (None, [1, 8, 8])]  # the run's, wherever it stands
     assert len({evaluation_name("run", "table", **{**asked, "features": one}) for one in shapes}) == 1
+
+
+@pytest.mark.parametrize(
+    "precision, tf32, own, asked",
+    [
+        ("auto", "auto", None, None), ("auto", False, "32-true", None), ("32-true", "auto", None, "32-true"),
+        ("32-true", "auto", "32-true", None), ("32-true", True, "32-true", "tf32"), ("32-true", True, None, "32-true tf32"),
+    ],
+)  # fmt: skip
+def test_a_precision_is_asked_for_by_name(precision, tf32, own, asked):
+    assert asked_precision({"precision": precision, "tf32": tf32}, own) == asked
 
 
 def test_a_folder_says_how_far_its_run_came_and_whose_it_is(tmp_path):

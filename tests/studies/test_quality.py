@@ -69,6 +69,7 @@ def test_every_figure_is_that_of_the_images_made(model, data, tmp_path):
     expected = {
         "step": 7, "seed": 3, "block": 16, "n": 40, "sets": 2, "reference": "90 training images", "S": 3,
         "prc_reference": "40 of them", "held_out": "30 images, fewer than n", "anchor_draws": 2, "data_hash": "h",
+        "anchor_draws_beside": 2,
     }  # fmt: skip
     assert {name: result.card[name] for name in expected} == expected
 

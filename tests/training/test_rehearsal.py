@@ -11,6 +11,7 @@ from test_training import LIGHT, train_here
 from anysigma.machine import choice
 from anysigma.machine.choice import SAID
 from anysigma.runs.checkpoint import read
+from anysigma.training.clipping import Clipping
 from anysigma.training.module import DiffusionModule
 from anysigma.training.rehearsal import name_of
 
@@ -67,6 +68,23 @@ def test_what_a_run_had_stays_when_it_goes_on(monkeypatch, tmp_path, capsys):
     assert hardware_of(tmp_path) == first and "otherwise than before" not in capsys.readouterr().out
 
 
+def test_a_run_that_began_without_a_trial_says_what_changes_it(tried, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(Quiet, "others", lambda self: 1.0)
+    line = "hardware=auto: this run began without a trial and goes on in 32-true contiguous; hardware.precision=bf16-mixed"
+    train_here(tmp_path / "a", *SHORT)
+    assert line not in capsys.readouterr().out and hardware_of(tmp_path / "a")["tried"] is False
+    for steps in (4, 5):
+        train_here(tmp_path / "a", *SHORT, f"trainer.max_steps={steps}")
+        assert capsys.readouterr().out.count(line) == 1
+    for steps, words in ((6, ["hardware.precision=bf16-mixed"]), (7, [])):
+        train_here(tmp_path / "a", *SHORT, f"trainer.max_steps={steps}", *words)
+        assert line not in capsys.readouterr().out
+    monkeypatch.setenv(SAID, "{}")  # a person who wants none tried
+    for steps in (3, 4):
+        train_here(tmp_path / "b", *SHORT, f"trainer.max_steps={steps}")
+    assert line not in capsys.readouterr().out and hardware_of(tmp_path / "b")["tried"] is True
+
+
 def test_a_run_that_goes_on_otherwise_says_so(tmp_path, capsys):
     train_here(tmp_path, *SHORT)
     train_here(tmp_path, *SHORT, "trainer.max_steps=5", "hardware.precision=bf16-mixed")
@@ -93,6 +111,18 @@ def test_fused_and_plain_optimisers_are_clipped_alike_under_autocast(tmp_path, a
         done = train_here(tmp_path / fused, *words, f"hardware.fused={fused}")
         weights.append(done["state_dict"])
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_where_torch_takes_tensors_one_by_one_they_are_clipped_too(algorithm, monkeypatch):
+    """As on Apple's GPUs."""
+    monkeypatch.setattr("torch.nn.utils.clip_grad._device_has_foreach_support", lambda device: False)
+    monkeypatch.setattr("torch.nn.utils.clip_grad._has_foreach_support", lambda grads, device: False)
+    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    weights[0].grad, unused = torch.tensor([3.0, -4.0, 0.0]), weights[1]
+    Clipping(1.0, algorithm)(torch.optim.SGD(weights, 1e-3))
+    expected = [0.6, -0.8, 0.0] if algorithm == "norm" else [1.0, -1.0, 0.0]
+    assert weights[0].grad.tolist() == pytest.approx(expected, rel=1e-5) and unused.grad is None
 
 
 def test_gradients_are_held_to_the_norm_that_was_said(tmp_path, monkeypatch):

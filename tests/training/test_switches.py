@@ -1,9 +1,12 @@
 """Thread counts of a run are on record, and a run that goes on takes them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_training import LIGHT, same_weights, train_here
 
+from anysigma.training.callbacks import switches
 from anysigma.training.callbacks.switches import Switches, read
 from anysigma.training.module import DiffusionModule
 
@@ -102,3 +105,18 @@ def test_a_run_goes_on_beside_an_odd_record(seen, tmp_path, text):
     (tmp_path / "threads.csv").write_text(text)
     train_here(tmp_path, *WORDS, "trainer.max_steps=6")
     assert all(line.count(",") == 1 for line in (tmp_path / "threads.csv").read_text().split())
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_the_processes_of_one_machine_share_its_cores_and_their_time_alone_is_ours(node, tmp_path, monkeypatch):
+    class Seen:
+        def __init__(self, most, team, load):
+            self.team, self.count = team, most
+
+    monkeypatch.setattr(switches, "Following", Seen)
+    strategy = SimpleNamespace(broadcast=lambda value: value, reduce=lambda value, reduce_op: value)
+    two_of_two = SimpleNamespace(global_step=0, world_size=4, num_nodes=2, node_rank=node, strategy=strategy)
+    callback = Switches(tmp_path / "threads.csv", 4)
+    callback.on_train_start(two_of_two, None)
+    assert callback._following.team == 2 and callback._count(two_of_two, 0) == 4
+    assert (callback._seconds > 0) == (node == 0)

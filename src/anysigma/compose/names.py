@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from anysigma.runs.identity import ROOTS, digest, evaluation_name, identity
+from anysigma.runs.identity import ROOTS, asked_precision, digest, evaluation_name, identity
 
 
 def run_name(*, _root_: DictConfig) -> str:
@@ -48,6 +48,7 @@ def study_name(*, _root_: DictConfig) -> str:
         study_node=resolved(_root_, "study"), sampler=resolved(_root_, "sampler"),
         features=features if "_target_" in features else None,
         which=_root_.which, weights=_root_.weights, data=resolved(_root_, "data"),
+        precision=asked_precision(resolved(_root_, "hardware")),
     )  # fmt: skip
 
 

@@ -99,6 +99,8 @@ class ImageFolder:
 
     def _make(self, folder: Path, names: list[str]) -> None:
         """Decode into a folder aside, then rename it: a cache that is there is whole."""
+        for left in folder.parent.glob(f"{folder.name}.*.part"):  # of a process that was killed: one decodes at a time
+            shutil.rmtree(left, ignore_errors=True)
         aside = folder.with_name(f"{folder.name}.{os.getpid()}.part")
         aside.mkdir(parents=True, exist_ok=True)
         try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anysigma.data.ahead import ahead
+from anysigma.machine.cgroups import memory_limit
 
 SHARE = 0.25  # of the free memory that images may take: a step's activations, gradients and Adam's moments need the rest
 FROM_MEMORY, FROM_DISK = 1, 4  # threads: one copies faster than a network trains, four wait for a disk at once
@@ -42,12 +43,16 @@ def way(size: int, device: str, room: int, memory: int) -> Way:
 
 
 def free(device: torch.device) -> int:
-    """Bytes that are free on a device now; of a CPU all the host has, as what is mapped gives its pages back."""
+    """Bytes that are free on a device now; of a CPU all that this process may have, as what is mapped gives its pages back.
+
+    That is what the host has, or less where a container holds the process to less.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    host, held_to = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory_limit()
+    return host if held_to is None else min(host, held_to)
 
 
 def amount(size: float) -> str:

@@ -10,9 +10,10 @@ from anysigma.compose.cli import USER_ERRORS, one_line, said_by_us
 from anysigma.compose.config import build
 from anysigma.evaluation.record import Record
 from anysigma.evaluation.stored import opened
+from anysigma.machine.choice import of_sampling
 from anysigma.machine.distributed import agreed, is_first, shown
 from anysigma.runs.checkpoint import read, weights_digest, weights_of
-from anysigma.runs.identity import evaluation_name
+from anysigma.runs.identity import asked_precision, evaluation_name
 from anysigma.runs.listing import EVALUATIONS, last, lines_of, measured, name, point, result
 
 Loggers = Mapping[str, Callable[..., Any]]
@@ -27,9 +28,11 @@ def final_figures(folder: Path, node: dict[str, Any], word: str, loggers: Logger
     checkpoint = read(last(folder))
     made_of = {"step": checkpoint["step"], "weights_sha256": weights_digest(weights_of(checkpoint))}
     own = node["features"] == checkpoint["config"]["features"]
+    sampled = of_sampling(checkpoint["config"].get("hardware"))
     place = Path.cwd() / EVALUATIONS / evaluation_name(
         name(folder), word, study_node=node["study"], sampler=node["sampler"],
         features=None if own else node["features"], which="last", weights="ema", data={},
+        precision=asked_precision(node["hardware"], sampled.get("precision")),
     )  # fmt: skip
     there = agreed(measured(place, **made_of, lacks_features=False))
     if there:  # shown again, if it is still the run of these images

@@ -54,12 +54,13 @@ class Evaluation:
         if isinstance(features, nn.Module):
             features.to(fabric.device)
         digest = weights_digest(self.denoiser.state_dict())
-        card = {**self.card, "weights_sha256": digest, "precision": hardware.precision, "shape": list(self.data.shape)}
+        card = {**self.card, "weights_sha256": digest, "precision": hardware.computes, "shape": list(self.data.shape)}
         card["memory_format"] = hardware.memory_format
         model = Model(self.denoiser.to(fabric.device), self.data.shape, card)
         if fabric.is_global_zero:
             lacking = features is None and study.needs_features
-            record.begin(step=self.card["step"], weights_sha256=digest, lacks_features=lacking)
+            made_of = {"step": self.card["step"], "weights_sha256": digest, "precision": hardware.computes}
+            record.begin(**made_of, lacks_features=lacking)
         with fabric.autocast():
             for result in self._results(study, model, sampler, features, record, without_features):
                 if fabric.is_global_zero:

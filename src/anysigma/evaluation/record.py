@@ -19,7 +19,7 @@ class Record:
         self._open: list[Any] | None = None
 
     def begin(self, **made_of: Any) -> None:
-        """What the figures are made of (step, weights_sha256). Those of other weights that lie here are put aside.
+        """What the figures are made of (step, weights_sha256, precision). Those of another that lie here are put aside.
 
         Raises ValueError where another process measures here.
         """

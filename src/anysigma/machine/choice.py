@@ -28,20 +28,37 @@ BLOCK = 64  # images sampled at once
 BUSY = 0.3  # cores that others may use while a trial is made
 PATIENCE = timedelta(minutes=10)  # of processes that wait for the first one's trial
 
-Choice = dict[str, Any]  # training, sampling: what was chosen; gains: how much faster than the plain one
+# training, sampling: what was chosen; gains: how much faster than the plain one; tried: false where no trial could be made.
+Choice = dict[str, Any]
+UNTRIED: Choice = {"tried": False}
+PARTS = ("training", "sampling", "gains", "tried", "facts", "seconds")
 
 
 def chosen(facts: dict[str, Any], trial: Callable[[], Choice], kept: Path = KEPT) -> Choice:
-    """The choice for these facts (device, versions, network, shape, images, processes, threads): one on all processes."""
+    """The choice for these facts (device, versions, network, shape, images, processes, threads): one on all processes.
+
+    Raises ValueError for an environment that says something else than a choice.
+    """
     if SAID in os.environ:
-        return json.loads(os.environ[SAID])
+        return told(os.environ[SAID])
     processes = int(os.environ.get("WORLD_SIZE", "1") or 1)
     if int(os.environ.get("SLURM_NTASKS", "1") or 1) > 1:
         say("hardware=auto: several tasks were started at once, no trial was made")
-        return {}
+        return dict(UNTRIED)
     if "TORCHELASTIC_RUN_ID" in os.environ and processes > 1:
         return from_first(digest(facts), lambda: by_trial(facts, trial, kept))
     return by_trial(facts, trial, kept)
+
+
+def told(text: str) -> Choice:
+    """The environment's choice. Raises ValueError, in one line, for what is none."""
+    found: Any = None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+    if not isinstance(found, dict) or found.keys() - set(PARTS) or not whole({"gains": [1, 1], **found}):
+        like = '{"training": {"precision": "bf16-mixed"}}'
+        raise ValueError(f"{SAID}={text[:60]}: a choice as JSON, {like} or {{}} for the plain one; unset, a trial is made")
+    return found
 
 
 def from_first(name: str, make: Callable[[], Choice]) -> Choice:
@@ -73,12 +90,12 @@ def by_trial(facts: dict[str, Any], trial: Callable[[], Choice], kept: Path) -> 
         time.sleep(FIRST)
         if load.others() > BUSY:
             say("hardware=auto: the machine is busy, no trial was made, what is auto stays plain")
-            return {}
+            return dict(UNTRIED)
         start = time.perf_counter()
         found = {"facts": facts, **trial(), "seconds": round(time.perf_counter() - start, 2)}
         if load.others() > BUSY:
             say("hardware=auto: the machine was busy during the trial, what is auto stays plain")
-            return {}
+            return dict(UNTRIED)
         write(kept, {**read(kept), key: found})
     return found
 
@@ -139,9 +156,9 @@ def for_sampling(hardware: Hardware, network: nn.Module, shape: Sequence[int], r
     return hardware.settled(of_sampling(found))
 
 
-def of_sampling(record: dict[str, Any]) -> dict[str, Any]:
+def of_sampling(record: Any) -> dict[str, Any]:
     """What a record or a choice says of sampling; nothing where it is none."""
-    found = record.get("sampling")
+    found = record.get("sampling") if isinstance(record, dict) else None
     return found if isinstance(found, dict) else {}
 
 

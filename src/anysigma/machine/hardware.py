@@ -133,6 +133,11 @@ class Hardware:
         return len(self.devices) if not isinstance(self.devices, str) else max(1, torch.cuda.device_count())
 
     @property
+    def computes(self) -> str:
+        """The precision of a figure: what a GPU rounds products of float32 to is a part of it."""
+        return f"{self.precision} tf32" if self._on_gpu and self.tf32 is True else self.precision
+
+    @property
     def follows(self) -> bool:
         """Whether the threads follow the free cores: on a CPU, unless their number is fixed or is 1 anyway."""
         return self.threads == 0 and self._accelerator == "cpu" and self.most_threads > 1
@@ -171,7 +176,7 @@ class Hardware:
     def follow(self, network: torch.nn.Module) -> None:
         """Let the threads follow the free cores before every call of the network, where they do."""
         if self.follows:
-            follow(network, self.most_threads)
+            follow(network, self.most_threads, self.compile is True)
 
     def lightning(self) -> dict:
         """The keywords that Trainer and Fabric share."""

@@ -9,9 +9,11 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from anysigma.machine.cgroups import cpu_limit
 from anysigma.machine.distributed import say
 
 FIRST, EVERY = 0.2, 0.5  # seconds: of the reading before the first step, and between two later ones
@@ -21,10 +23,14 @@ STAT = Path("/proc/stat")
 
 
 def cores() -> int:
-    """CPU cores this process may use: OMP_NUM_THREADS where a launcher has shared them out, else its affinity."""
+    """CPU cores this process may use: OMP_NUM_THREADS where a launcher has shared them out, else its affinity's.
+
+    Fewer, at least 1, where a container holds it to fewer: past its share all threads of a team stand still.
+    """
     if (said := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         return int(said)
-    return len(affinity())
+    held_to = cpu_limit()
+    return len(affinity()) if held_to is None else max(1, min(len(affinity()), int(held_to)))
 
 
 def affinity() -> set[int]:
@@ -118,7 +124,11 @@ class Following:
         return max(1, min(self.most, int(free) // self.team))
 
 
-def follow(network: torch.nn.Module, most: int) -> None:
-    """Before every call of the network, set as many threads as cores are free."""
+def follow(network: torch.nn.Module, most: int, compiled: bool = False) -> None:
+    """Before every call of the network, set as many threads as cores are free; outside of what is `compiled`."""
     following = Following(most)
-    network.register_forward_pre_hook(lambda *_: torch.set_num_threads(following.now()))
+
+    def act(*_: Any) -> None:
+        torch.set_num_threads(following.now())
+
+    network.register_forward_pre_hook(torch.compiler.disable(act) if compiled else act)

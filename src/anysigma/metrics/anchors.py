@@ -61,7 +61,7 @@ def anchors(train: Tensor, held_out: Tensor, n: int, splits: int, features: Feat
     the held-out images in disjoint sets. n above what is held out leaves the second alone. The distance is taken of
     every draw, what stands beside it (KID takes most of the time) of the first ones: an eighth of `splits`.
     """
-    few, full = max(2, splits // 4), max(2, splits // 8)
+    few, full = max(2, splits // 4), draws_beside(splits)
     pairs: dict[str, tuple[Pairs, int]] = {REDRAWN: (redrawn(train, n, few), few)}
     if n <= len(held_out):
         sets = torch.randperm(len(held_out), generator=stream(0)).split(n)[: len(held_out) // n]
@@ -80,6 +80,17 @@ def anchors(train: Tensor, held_out: Tensor, n: int, splits: int, features: Feat
         limits = within(SECONDS, (limit(one, rest, features) for one, rest in asked), few, f"{SPLITS}, N to infinity")
         found[f"{features.metric}_infinite"] = {SPLITS: Anchor.of(limits)}
     return found
+
+
+def draws_beside(splits: int) -> int:
+    """Draws of what stands beside the distance, where the distance has `splits`."""
+    return max(2, splits // 8)
+
+
+def draws_of(splits: int, features: Features) -> dict[str, int]:
+    """For the card: draws of the distance, and of what stands beside it; in many features nothing else is anchored."""
+    beside = {} if features.num_features > WIDE else {"anchor_draws_beside": draws_beside(splits)}
+    return {"anchor_draws": splits, **beside}
 
 
 def distance(one: Tensor, rest: Tensor, features: Features) -> dict[Measure, float]:

@@ -39,17 +39,25 @@ def digest(content: Any) -> str:
 
 
 def evaluation_name(
-    run: str, study: str, *, study_node: Any, sampler: Any, features: Any, which: str, weights: str, data: dict[str, Any]
-) -> str:
+    run: str, study: str, *, study_node: Any, sampler: Any, features: Any, which: str, weights: str, data: dict[str, Any],
+    precision: str | None = None,
+) -> str:  # fmt: skip
     """<run>/<study>-<8 hex>: the folder of an evaluation below logs/evaluate, the same from train.py and evaluate.py.
 
-    `study`: the word; the nodes are resolved. `features` None: the run's own; `data`: what is changed of the run's.
+    `study`: the word; the nodes are resolved. `features` None: the run's own; `data`: what is changed of the run's;
+    `precision` as it was asked for by name, None: the run's own.
     """
     content = {
         "study": study_node, "sampler": sampler, "features": without(features, ("shape",)), "which": which,
         "weights": weights, "data": {name: value for name, value in data.items() if value is not None},
-    }  # fmt: skip
+    } | ({"precision": precision} if precision else {})  # fmt: skip
     return f"{run}/{study}-{digest(canonical(content))}"
+
+
+def asked_precision(hardware: dict[str, Any], own: Any = None) -> str | None:
+    """The precision that a hardware node asks for by name, TF32 in it; None where that is none but the run's `own`."""
+    named = [hardware["precision"]] if hardware["precision"] not in ("auto", own) else []
+    return " ".join(named + (["tf32"] if hardware.get("tf32") is True else [])) or None
 
 
 def first_difference(mine: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:

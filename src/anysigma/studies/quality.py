@@ -13,7 +13,7 @@ from torch import Tensor
 from anysigma.data.images import ROUNDING, image_hash
 from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.machine.distributed import rank_and_world, say
-from anysigma.metrics.anchors import TRAINING, Anchors, anchors, kept, to_held_out
+from anysigma.metrics.anchors import TRAINING, Anchors, anchors, draws_of, kept, to_held_out
 from anysigma.metrics.card import versions
 from anysigma.metrics.fidelity import INCEPTION_SPLITS, Features, Measure, at_most, frechet, measures, own, the_distance
 from anysigma.metrics.frechet import Moments, NoLimit, extrapolated
@@ -211,7 +211,8 @@ class RealImages:
             "n": self.n, "sets": sets, "reference": f"{len(self.data.train)} training images",
             "prc_reference": f"{min(self.n, len(self.data.train))} of them", "data_hash": self.data.hash,
             "held_out": f"{len(self.data.held_out)} images" + (", fewer than n" if self.n > len(self.data.held_out) else ""),
-            "anchor_draws": self.splits, "rounding": ROUNDING, **splits, **self.features.card(), "versions": versions(),
+            **draws_of(self.splits, self.features), "rounding": ROUNDING, **splits, **self.features.card(),
+            "versions": versions(),
         }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from anysigma.data.datamodule import ImageDataModule, Order
 from anysigma.data.images import to_uint8
 from anysigma.machine.choice import TRIAL
 from anysigma.machine.distributed import say, shown
-from anysigma.machine.hardware import OF_SAMPLING, Hardware
+from anysigma.machine.hardware import OF_GPU, OF_SAMPLING, Hardware
 from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
 from anysigma.report.pictures import grid, save_png
@@ -103,9 +103,9 @@ class TrainingJob:
     def _settle(self, facts: Facts, before: dict[str, Any] | None, start: Path | None) -> Hardware:
         """First weights and hardware; says what of the hardware is another than before."""
         record = before and before["config"].get("hardware")
-        hardware, sampling = settle(self._rehearsal(), record)
+        hardware, sampling, tried = settle(self._rehearsal(), record)
         of_sampling = {name: getattr(sampling, name) for name in OF_SAMPLING}
-        facts.config = {**facts.config, "hardware": {**asdict(hardware), "sampling": of_sampling}}
+        facts.config = {**facts.config, "hardware": {**asdict(hardware), "sampling": of_sampling, "tried": tried}}
         denoisers = (self.module.denoiser, self.module.ema)
         if before is not None:
             facts.init_sha256 = before["init_sha256"]
@@ -183,7 +183,7 @@ class TrainingJob:
 
 def say_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     """One line where a run goes on in another precision, another way or on another number of processes."""
-    names = ("accelerator", "precision", "devices", "num_nodes", "memory_format", "fused", "threads")
+    names = ("accelerator", "precision", "devices", "num_nodes", "memory_format", "fused", *OF_GPU, "threads")
     changed = [f"hardware.{n}={now[n]}, before {before[n]}" for n in names if now[n] != before.get(n, now[n])]
     if changed:
         say(f"going on otherwise than before, no longer bit for bit: {'; '.join(changed)}")

@@ -3,13 +3,13 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from anysigma.machine.choice import Choice, chosen, network_facts, of_sampling, share
 from anysigma.machine.distributed import say
-from anysigma.machine.hardware import OF_GPU, OF_SAMPLING, Hardware
+from anysigma.machine.hardware import OF_GPU, OF_SAMPLING, PLAIN, Hardware
 from anysigma.machine.trial import Work, done, fastest, forward, plan
 from anysigma.training.clipping import Clipping
 from anysigma.training.module import DiffusionModule
@@ -87,19 +87,36 @@ class Rehearsal:
         return made
 
 
-def settle(rehearsal: Rehearsal, record: Any) -> tuple[Hardware, Hardware]:
-    """The hardware of training and of sampling: as `record` (a checkpoint's) has them, or as a trial says; in one line."""
+class Settled(NamedTuple):
+    """The hardware of training and of sampling; `tried`: false where a trial was due and none could be made."""
+
+    training: Hardware
+    sampling: Hardware
+    tried: bool = True
+
+
+def settle(rehearsal: Rehearsal, record: Any) -> Settled:
+    """The hardware as `record` (a checkpoint's) has it, or as a trial says; in one line."""
     hardware, before = rehearsal.hardware, rehearsal.hardware.stored(record)
     if before:
-        return hardware.settled(before), hardware.settled(of_sampling(before) or before)
+        return as_before(hardware, before)
     if all(getattr(hardware, name) != "auto" for name in rehearsal.names):
-        return hardware.settled({}), hardware.settled({})
+        return Settled(hardware.settled({}), hardware.settled({}))
     choice = rehearsal.choice()
     training, sampling = (hardware.settled(choice.get(name, {})) for name in ("training", "sampling"))
     if choice.get("gains"):
         of = f"{choice['gains'][0]:.2f} and {choice['gains'][1]:.2f} x as fast as {words(hardware.plain())}"
         say(f"hardware=auto: training {words(training)}, sampling {words(sampling)}: {of} in a trial here")
-    return training, sampling
+    return Settled(training, sampling, choice.get("tried") is not False)
+
+
+def as_before(hardware: Hardware, before: dict[str, Any]) -> Settled:
+    """What a run had. Where it began without a trial it stays plain: the word that changes it is said."""
+    training, tried = hardware.settled(before), before.get("tried") is not False
+    if not tried and hardware.precision == "auto" and training.precision == PLAIN["precision"]:
+        say(f"hardware=auto: this run began without a trial and goes on in {words(training)};"
+            " hardware.precision=bf16-mixed changes it, faster on most machines and no longer bit for bit")  # fmt: skip
+    return Settled(training, hardware.settled(of_sampling(before) or before), tried)
 
 
 def name_of(optimizer: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from anysigma.machine.choice import SAID, TRIAL
+from anysigma.machine.choice import SAID, TRIAL, UNTRIED
 from anysigma.machine.hardware import OF_SAMPLING
 from hydra_plugins.anysigma_sweep._jobs import Job, run
 
@@ -87,4 +87,4 @@ def try_first(jobs: Iterable[Job], env: dict[str, str], asked: Sequence[int]) ->
         run(trials, 1, {**env, TRIAL: "only"}, asked)
     for trial, group in zip(trials, alike.values(), strict=True):
         for job in group if not trial.found else ():
-            job.env = {SAID: "{}"}
+            job.env = {SAID: json.dumps(UNTRIED)}

@@ -41,7 +41,7 @@ class Switches(Callback):
         if self.fixed:
             return
         load = Load() if trainer.world_size == 1 else Load(own=lambda: self._seconds)
-        self._following = Following(self.most, trainer.world_size, load)
+        self._following = Following(self.most, trainer.world_size // trainer.num_nodes, load)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches:
@@ -62,7 +62,8 @@ class Switches(Callback):
             return self._following.now()
         if self._written and step % trainer.log_every_n_steps:
             return self._written[-1][1]
-        ours = torch.tensor(time.process_time(), dtype=torch.float64)
+        here = trainer.node_rank == 0  # the first process decides by what its machine's cores do
+        ours = torch.tensor(time.process_time() if here else 0.0, dtype=torch.float64)
         self._seconds = trainer.strategy.reduce(ours, reduce_op="sum").item()
         return trainer.strategy.broadcast(self._following.read() if self._written else self._following.count)
 
