@@ -17,6 +17,7 @@ from anysigma.compose.config import build, command, output_folder, register
 from anysigma.compose.targets import ConfigError
 from anysigma.machine.distributed import shown
 from anysigma.machine.signals import SIGNALS
+from anysigma.machine.slurm import queued_again
 from anysigma.metrics.card import versions
 from anysigma.report.figures import collect
 from anysigma.report.page import write_report
@@ -63,4 +64,5 @@ if __name__ == "__main__":
         print("\n".join(listing()) or f"no runs below {RUNS} yet: python train.py makes one")
     else:
         SIGNALS.listen()
-        entry(main, str(CONF / "evaluate"))
+        with queued_again():
+            entry(main, str(CONF / "evaluate"))

@@ -15,6 +15,7 @@ from anysigma.compose.checks import check_train
 from anysigma.compose.cli import entry, task
 from anysigma.compose.config import build, command, output_folder, register, study_word
 from anysigma.machine.signals import SIGNALS
+from anysigma.machine.slurm import queued_again
 from anysigma.metrics.card import versions
 from anysigma.runs.checkpoint import find
 from anysigma.runs.identity import identity
@@ -59,4 +60,5 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     SIGNALS.listen()
-    entry(main, str(CONF / "train"))
+    with queued_again():
+        entry(main, str(CONF / "train"))

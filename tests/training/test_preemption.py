@@ -207,11 +207,11 @@ def port():
         return free.getsockname()[1]
 
 
-def pair(place, *words):
+def pair(place, *words, environments=({"LOCAL_RANK": "0", "NODE_RANK": "0"}, {"LOCAL_RANK": "1", "NODE_RANK": "0"})):
     """Two ranks of one run, told who they are as a launcher tells."""
-    told = {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
     words = [*WORDS, "hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2", *words]
-    return [Started(place, *words, environment={**told, "LOCAL_RANK": str(rank)}, name=str(rank)) for rank in (0, 1)]
+    return [Started(place, *words, environment={**meet, **told}, name=str(i)) for i, told in enumerate(environments)]
 
 
 def test_whoever_is_told_both_stop_at_one_step_and_go_on_bit_for_bit(tmp_path):

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, NoReturn
 from lightning.pytorch.loggers import Logger
 
 from anysigma.machine.distributed import agreed
+from anysigma.machine.slurm import requeue
 from anysigma.report.results import Result
 from anysigma.runs.checkpoint import read
 from anysigma.runs.listing import last, pointed
-from anysigma.training.slurm import requeue
 
 
 class Outcome(NamedTuple):

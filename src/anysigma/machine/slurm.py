@@ -3,13 +3,27 @@
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
 from anysigma.machine.distributed import is_first, say
 
 PATIENCE = 30.0  # seconds that scontrol may take: more than that, Slurm may not leave us
 
 
-def requeue(code: int) -> None:
+@contextmanager
+def queued_again() -> Iterator[None]:
+    """A command that SIGUSR1 ends, in whatever it is doing, puts its job into the queue again."""
+    try:
+        yield
+    except SystemExit as end:
+        requeue(end.code)
+        raise
+
+
+@cache  # a job is asked for once
+def requeue(code: int | str | None) -> None:
     """Ask Slurm to queue the job anew, where `code` says that SIGUSR1 ended it and rank 0 asks; says why where it cannot.
 
     Slurm ends the job as soon as it is asked, so nothing may be left to do. An array's task is asked for as such.
