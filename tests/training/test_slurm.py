@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from test_preemption import ENDLESS, LINE, WORDS, Started, pair, saved, until, waits_in
+from test_preemption import ENDLESS, LINE, WORDS, Started, no_figures, pair, saved, until, waits_in
 from test_training import ROOT, same_weights
 
 from anysigma.machine import slurm
 from anysigma.machine.slurm import job_id, queued_again, refusal, requeue
+
+__all__ = ["no_figures"]  # a fixture
 
 USR1 = signal.SIGUSR1
 SHOWN = "JobId=12 JobName=train Requeue=1 Restarts=0 BatchFlag=1 WorkDir=/home/somebody\n"
@@ -150,7 +152,7 @@ def test_where_it_cannot_be_a_line_says_why(fake, reason, monkeypatch, capsys):
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_saves_then_asks_and_goes_on(fake, tmp_path, monkeypatch):
+def test_a_run_saves_then_asks_and_goes_on(fake, tmp_path, no_figures, monkeypatch):
     """Two tasks, both told. When Slurm is asked the file is there already, and it is ours: no hpc_ckpt."""
     in_job(monkeypatch, tasks=2)
     words = ["callbacks.last.every=100000"]
@@ -164,7 +166,7 @@ def test_a_run_saves_then_asks_and_goes_on(fake, tmp_path, monkeypatch):
     assert (fake / "at-requeue").read_bytes() == checkpoint.read_bytes()
     assert not list(tmp_path.rglob("hpc_ckpt*")) and ranks[0].out.read_text().count("asking Slurm to queue job 12") == 1
     step = saved(tmp_path)["step"]
-    again = tasks(tmp_path, f"trainer.max_steps={step + 5}", "study=schedule", *words)
+    again = tasks(tmp_path, f"trainer.max_steps={step + 5}", *words)
     assert [rank.code() for rank in again] == [0, 0], again[0].err.read_text()
     assert f"going on from step {step}" in again[0].out.read_text() and saved(tmp_path)["step"] == step + 5
     assert calls(fake) == ASKED
@@ -205,16 +207,16 @@ def test_a_job_that_is_told_during_its_final_figures_is_queued_again(fake, tmp_p
     assert run.code() == 138 and calls(fake) == ASKED and run.err.read_text() == LINE
 
 
-def test_lightnings_own_file_is_never_taken_up(fake, tmp_path, monkeypatch):
+def test_lightnings_own_file_is_never_taken_up(fake, tmp_path, no_figures, monkeypatch):
     """Under Slurm it would begin with the hpc_ckpt_N.ckpt that lies in the run's folder."""
     plain = tmp_path / "plain"
     plain.mkdir()
-    assert Started(plain, *WORDS, "study=schedule").code() == 0
+    assert Started(plain, *WORDS).code() == 0
     in_job(monkeypatch)
     alien = tmp_path / "logs/train/a/hpc_ckpt_7.ckpt"
     alien.parent.mkdir(parents=True)
     alien.write_bytes(b"no checkpoint of ours")
-    run = Started(tmp_path, *WORDS, "study=schedule")
+    run = Started(tmp_path, *WORDS)
     assert run.code() == 0, run.err.read_text()
     assert same_weights(saved(plain), saved(tmp_path)) and alien.read_bytes() == b"no checkpoint of ours"
 
