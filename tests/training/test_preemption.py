@@ -259,6 +259,21 @@ def test_of_two_signals_to_two_ranks_all_take_the_same(tmp_path):
     assert [rank.code() for rank in ranks] in ([130, 130], [143, 143])
 
 
+def test_nobody_leaves_before_rank_0_has_done_what_it_alone_does(tmp_path, monkeypatch):
+    """Launchers end the others when one has gone: Lightning's, torchrun, srun --kill-on-bad-exit."""
+
+    def slow(code):
+        if os.environ["LOCAL_RANK"] == "0":
+            time.sleep(1)
+            (tmp_path / "asked").touch()
+
+    monkeypatch.setattr("anysigma.training.ending.requeue", slow)
+    ranks = pair(tmp_path, ENDLESS)
+    until((tmp_path / "logs/train/a/metrics.csv").exists)
+    ranks[1].send(USR1)
+    assert ranks[1].code() == 138 and (tmp_path / "asked").exists() and ranks[0].code() == 138
+
+
 @pytest.mark.parametrize("number", [INT, TERM, USR1])
 def test_the_launcher_torchrun_passes_a_signal_on(number, tmp_path):
     words = [*WORDS, "hardware=cpu", ENDLESS, "callbacks.last.every=100000"]
