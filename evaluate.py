@@ -63,6 +63,5 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         print("\n".join(listing()) or f"no runs below {RUNS} yet: python train.py makes one")
     else:
-        SIGNALS.listen()
-        with queued_again():
+        with SIGNALS.heard(), queued_again():
             entry(main, str(CONF / "evaluate"))

@@ -59,6 +59,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    SIGNALS.listen()
-    with queued_again():
+    with SIGNALS.heard(), queued_again():
         entry(main, str(CONF / "train"))

@@ -41,8 +41,7 @@ def held(*numbers, pause=0.0):
 @pytest.mark.parametrize("number", ASKING)
 def test_where_nothing_is_held_a_signal_ends_the_process_in_one_line(number, capfd):
     def act():
-        SIGNALS.listen()
-        with one_line_errors():
+        with SIGNALS.heard(), one_line_errors():
             os.kill(os.getpid(), number)
             time.sleep(10)
 
@@ -55,8 +54,7 @@ def test_other_ranks_end_without_a_word(capfd, monkeypatch):
     monkeypatch.setenv("RANK", "1")
 
     def act():
-        SIGNALS.listen()
-        with one_line_errors():
+        with SIGNALS.heard(), one_line_errors():
             signal.raise_signal(TERM)
 
     assert forked(act) == 143 and capfd.readouterr() == ("", "")
@@ -134,11 +132,31 @@ def test_what_a_process_has_started_ends_with_it():
 
     def act():
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(20)"])
-        SIGNALS.listen()
-        SIGNALS.children = lambda: [child]
-        try:
-            signal.raise_signal(TERM)
-        except Stopped as stop:
-            os._exit(child.wait() == -TERM and stop.number == TERM)
+        with SIGNALS.heard():
+            SIGNALS.children = lambda: [child]
+            try:
+                signal.raise_signal(TERM)
+            except Stopped as stop:
+                os._exit(child.wait() == -TERM and stop.number == TERM)
 
     assert forked(act) == 1
+
+
+# Something that goes when Python has given its handlers back, and takes a signal with it.
+ENDING = """
+from anysigma.machine.signals import SIGNALS
+import os
+
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        print("late", kill(pid, 15), kill(pid, 10))
+
+late = Late()
+with SIGNALS.heard():
+    pass
+"""
+
+
+def test_a_command_that_is_done_does_not_die_of_a_late_one():
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "late None None\n", done.stderr

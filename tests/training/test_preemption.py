@@ -56,8 +56,7 @@ class Started:
         from anysigma.compose.cli import entry
 
         main = importlib.import_module("train").main
-        SIGNALS.listen()
-        with queued_again():
+        with SIGNALS.heard(), queued_again():
             entry(main, f"{ROOT}/conf/train")
 
     def send(self, number):
@@ -302,8 +301,8 @@ def measure(*_):
     time.sleep(60)
 
 final.measure = measure
-SIGNALS.listen()
-entry(train.main, {str(ROOT / "conf/train")!r})
+with SIGNALS.heard():
+    entry(train.main, {str(ROOT / "conf/train")!r})
 """
 
 

@@ -24,7 +24,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGUSR1 of this process, from `listen` on: raised as `Stopped`; while `held`, only noted.
+    """SIGINT, SIGTERM and SIGUSR1 of this process while they are `heard`: raised as `Stopped`; while `held`, only noted.
 
     `number`: of the first that came. No second SIGTERM or SIGUSR1 acts: schedulers send several and end with SIGKILL, and
     what is saved meanwhile is won. A second SIGINT ends the process at once, unless it came together with the first or
@@ -47,6 +47,19 @@ class Signals:
         for number in before:
             signal.signal(number, self._hear)
         return before
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """A whole command, from its first word to its last; then Ctrl-C acts as ever, and the others are too late to act.
+
+        Python gives signals back while it ends, for a second with torch: a job that was done would die of a warning.
+        """
+        taken = self.listen()
+        try:
+            yield
+        finally:
+            for number in taken:
+                signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
 
     @contextmanager
     def held(self) -> Iterator[None]:
