@@ -36,28 +36,28 @@ LINE = "stopped; the same command goes on from what is saved\n"
 
 
 class Started:
-    """train.py in a process forked from this one, so that its imports and what is patched are the child's too."""
+    """train.py, or another program, in a fork of this process, so that its imports and what is patched are the child's."""
 
-    def __init__(self, place, *words, environment=None, name="0"):
+    def __init__(self, place, *words, environment=None, name="0", program="train"):
         self.out, self.err = place / f"out-{name}", place / f"err-{name}"
         self.out.write_text("")  # no word of a run before
         fork = multiprocessing.get_context("fork").Process
-        self._process = fork(target=self._run, args=(place, words, environment or {}))
+        self._process = fork(target=self._run, args=(program, place, words, environment or {}))
         self._process.start()
 
-    def _run(self, place, words, environment):
+    def _run(self, program, place, words, environment):
         os.chdir(place)
         os.environ |= environment
-        sys.argv, sys.path = ["train.py", *words], [str(ROOT), *sys.path]
+        sys.argv, sys.path = [f"{program}.py", *words], [str(ROOT), *sys.path]
         for number, stream, path in ((1, "stdout", self.out), (2, "stderr", self.err)):
             file = open(path, "w")  # noqa: SIM115  as long as the process lives
             os.dup2(file.fileno(), number)
             setattr(sys, stream, file)
         from anysigma.compose.cli import entry
 
-        main = importlib.import_module("train").main
+        main = importlib.import_module(program).main
         with SIGNALS.heard(), queued_again():
-            entry(main, f"{ROOT}/conf/train")
+            entry(main, f"{ROOT}/conf/{program}")
 
     def send(self, number):
         os.kill(self._process.pid, number)
@@ -107,8 +107,7 @@ BEFORE = {
 }
 
 
-@pytest.mark.parametrize("number", ASKING)
-@pytest.mark.parametrize("phase", BEFORE)
+@pytest.mark.parametrize("phase, number", zip(BEFORE, ASKING, strict=True))
 def test_before_training_there_is_nothing_to_lose(phase, number, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     waits_in(monkeypatch, BEFORE[phase], tmp_path / "here")
@@ -133,8 +132,7 @@ def test_between_the_start_and_the_first_step_it_takes_that_step_and_saves(numbe
     assert run.out.read_text().count("stopped at step 1 and saved; the same command goes on from there") == 1
 
 
-@pytest.mark.parametrize("number", ASKING)
-def test_while_the_final_figures_are_made_nothing_is_lost(number, tmp_path, monkeypatch):
+def test_while_the_final_figures_are_made_nothing_is_lost(tmp_path, monkeypatch):
     """The first block of images lies there and is taken by the same command."""
     from anysigma.studies import generated
 
@@ -160,8 +158,8 @@ def test_while_the_final_figures_are_made_nothing_is_lost(number, tmp_path, monk
     until((tmp_path / "here").exists)
     trained, shards = saved(tmp_path), list(tmp_path.rglob("shards/**/*.npy"))
     made = [path.stat().st_mtime_ns for path in shards]
-    run.send(number)
-    assert run.code() == 128 + number and run.err.read_text() == LINE
+    run.send(TERM)
+    assert run.code() == 143 and run.err.read_text() == LINE
     assert len(shards) == 1 and same_weights(trained, saved(tmp_path)) and trained["step"] == 20
     again = Started(tmp_path, *words)
     assert again.code() == 0 and "going on" not in again.out.read_text(), again.err.read_text()
@@ -180,6 +178,15 @@ def test_a_signal_after_the_last_step_is_heard(tmp_path, monkeypatch):
     run = Started(tmp_path, *WORDS)
     assert run.code() == 143 and "stopped at step 20 and saved" in run.out.read_text() and run.err.read_text() == ""
     assert saved(tmp_path)["step"] == 20
+
+
+def test_an_evaluation_ends_in_one_line(tmp_path, no_figures, monkeypatch):
+    assert Started(tmp_path, *WORDS).code() == 0
+    waits_in(monkeypatch, "anysigma.evaluation.job.Evaluation.run", tmp_path / "here")
+    run = Started(tmp_path, "checkpoint=a", "study=schedule", "logger=csv", program="evaluate")
+    until((tmp_path / "here").exists)
+    run.send(TERM)
+    assert run.code() == 143 and run.err.read_text() == LINE
 
 
 # --- at any moment, twice and more -----------------------------------------------------------------------------------
