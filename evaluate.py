@@ -1,7 +1,11 @@
 """Evaluate a checkpoint: `python evaluate.py checkpoint=<run> sampler=ddim sampler.steps=20`; alone it lists the runs."""
 
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # imports take seconds: Ctrl-C ends them without a trace
 
 import hydra
 from omegaconf import DictConfig
@@ -12,6 +16,8 @@ from anysigma.compose.cli import entry, task
 from anysigma.compose.config import build, command, output_folder, register
 from anysigma.compose.targets import ConfigError
 from anysigma.machine.distributed import shown
+from anysigma.machine.signals import SIGNALS
+from anysigma.machine.slurm import queued_again
 from anysigma.metrics.card import versions
 from anysigma.report.figures import collect
 from anysigma.report.page import write_report
@@ -57,4 +63,5 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         print("\n".join(listing()) or f"no runs below {RUNS} yet: python train.py makes one")
     else:
-        entry(main, str(CONF / "evaluate"))
+        with SIGNALS.heard(), queued_again():
+            entry(main, str(CONF / "evaluate"))

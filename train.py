@@ -1,7 +1,11 @@
 """Train a diffusion model: `python train.py model=unet sampler=ddim`; `--help` lists every word."""
 
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # imports take seconds: Ctrl-C ends them without a trace
 
 import hydra
 from omegaconf import DictConfig
@@ -10,6 +14,8 @@ import anysigma  # noqa: F401  first: it makes torch and torchvision meet
 from anysigma.compose.checks import check_train
 from anysigma.compose.cli import entry, task
 from anysigma.compose.config import build, command, output_folder, register, study_word
+from anysigma.machine.signals import SIGNALS
+from anysigma.machine.slurm import queued_again
 from anysigma.metrics.card import versions
 from anysigma.runs.checkpoint import find
 from anysigma.runs.identity import identity
@@ -29,7 +35,7 @@ def main(cfg: DictConfig) -> None:
         refuse_if_not_empty(folder)
     hold(folder)
     from anysigma.evaluation.final import final_figures  # Lightning and what comes with it: after the checks
-    from anysigma.training.ending import Final, loggers_of
+    from anysigma.training.ending import Final, leave, loggers_of
 
     loggers = build(node["logger"])
     step, who = reached(folder, identity(node)), identity(node)
@@ -42,7 +48,7 @@ def main(cfg: DictConfig) -> None:
         torch.manual_seed(cfg.seed)  # the network's first weights
         outcome = build(node["job"]).run(folder, Facts({k: v for k, v in node.items() if k != "job"}, who), start)
         if not outcome.done:
-            sys.exit(outcome.code)
+            leave(outcome.code)
         final = Final(outcome.loggers, cfg.trainer.max_steps)
         loggers = {"final": lambda **_: final}
     else:
@@ -53,4 +59,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    entry(main, str(CONF / "train"))
+    with SIGNALS.heard(), queued_again():
+        entry(main, str(CONF / "train"))

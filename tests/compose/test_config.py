@@ -198,6 +198,7 @@ BAD = [
     ("~callbacks.last", "callbacks: without last nothing of the run would be saved"),
     ("job.module.seed=5", "job.module.seed=5: job is put together of the other words; say seed="),
     ("trainer.max_time=abc", "trainer.max_time=abc: DD:HH:MM:SS or null"),
+    ("trainer.max_time=1:2:3:4", "trainer.max_time=1:2:3:4: DD:HH:MM:SS or null"),
     ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1: a number above 0, or null"),
     ("trainer.gradient_clip_algorithm=foo", "trainer.gradient_clip_algorithm=foo: norm or value"),
     ("+trainer.profiler=foo", "trainer.profiler=foo: simple, advanced or pytorch"),

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +21,6 @@ from anysigma.machine.choice import SAID
 from anysigma.runs.checkpoint import read
 from anysigma.runs.identity import identity
 from anysigma.training.callbacks import switches
-from anysigma.training.callbacks.last import Last
 from anysigma.training.job import Facts
 from anysigma.training.module import DiffusionModule
 
@@ -137,23 +135,6 @@ def test_a_signal_to_one_process_stops_all_at_one_step(noted, tmp_path, micro_st
     assert ranks() == [[str(i // micro_steps) for i in range(stops * micro_steps)]] * 2
     assert read(tmp_path / "checkpoints/last.ckpt")["step"] == stops
     assert train_here(tmp_path, *QUICK, *LIGHT, "trainer.max_steps=10")["step"] == 10
-
-
-def test_a_second_signal_acts_at_once():
-    """Of one kind or the other; the first is only noted."""
-
-    def hear(first, second):
-        callback = Last(1)
-        callback.on_train_start(SimpleNamespace(global_step=0, world_size=1), None)
-        signal.raise_signal(first)
-        assert callback._asking.said(callback._heard) == first
-        signal.raise_signal(second)
-
-    for pair in ((signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)):
-        process = multiprocessing.get_context("fork").Process(target=hear, args=pair)
-        process.start()
-        process.join(10)
-        assert process.exitcode == -pair[1]
 
 
 class Told:

@@ -92,7 +92,7 @@ def settle_steps(cfg: DictConfig) -> None:
 def check_trainer(trainer: dict[str, Any]) -> None:
     """Raises ConfigError for a keyword of Trainer that would be ignored, overridden, or break what a run promises."""
     for name, good, what in (
-        ("max_time", lambda v: v is None or re.fullmatch(r"\d+:\d+:\d+:\d+", str(v)), "DD:HH:MM:SS or null"),
+        ("max_time", lambda v: v is None or re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(v)), "DD:HH:MM:SS or null"),
         ("gradient_clip_algorithm", lambda v: v in ("norm", "value"), "norm or value"),
         ("gradient_clip_val", lambda v: v is None or (isinstance(v, int | float) and v > 0), "a number above 0, or null"),
         ("profiler", lambda v: v in (None, "simple", "advanced", "pytorch"), "simple, advanced or pytorch"),

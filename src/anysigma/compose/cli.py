@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -94,9 +95,10 @@ def one_line_errors(conf: str | None = None) -> Iterator[None]:
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         yield
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from what is saved", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as stop:  # Python's own, or machine.signals.Stopped
+        if not getattr(stop, "silent", False):
+            print("stopped; the same command goes on from what is saved", file=sys.stderr)
+        raise SystemExit(128 + getattr(stop, "number", signal.SIGINT)) from None
     except USER_ERRORS as error:
         if not said_by_us(error):
             raise

@@ -26,7 +26,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         checkpoint = file.read(Path(path))
-        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time counts from this start
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"] = progress(checkpoint["step"] * self.micro_steps)
         return checkpoint
 

@@ -1,11 +1,14 @@
 """How a training run ends: its exit code, and its loggers, that take the final figures before they close."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from lightning.pytorch.loggers import Logger
 
+from anysigma.machine.distributed import agreed
+from anysigma.machine.slurm import requeue
 from anysigma.report.results import Result
 from anysigma.runs.checkpoint import read
 from anysigma.runs.listing import last, pointed
@@ -64,3 +67,13 @@ def finish(loggers: Iterable[Logger], exit_code: int) -> None:
     for logger in loggers:
         if hasattr(logger, "finish"):
             logger.finish(exit_code)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with `code`, at SIGUSR1 under Slurm with the job in the queue again. Raises SystemExit.
+
+    All ranks leave when rank 0 has done what it alone does: launchers that see one gone end the others.
+    """
+    requeue(code)
+    agreed(True)
+    sys.exit(code)

@@ -24,12 +24,12 @@ from anysigma.report.pictures import grid, save_png
 from anysigma.runs.checkpoint import read, warm_start, weights_digest, weights_of
 from anysigma.runs.listing import last
 from anysigma.training.callbacks.base import report_image
-from anysigma.training.callbacks.last import Last
 from anysigma.training.callbacks.switches import Switches
 from anysigma.training.checkpoint_io import AtomicCheckpointIO
 from anysigma.training.clipping import Clipping
 from anysigma.training.ending import Outcome, finish
 from anysigma.training.module import DiffusionModule
+from anysigma.training.preemption import fit
 from anysigma.training.rehearsal import Rehearsal, settle, words
 
 SHOWN = 64  # training images in samples/data.png
@@ -137,8 +137,7 @@ class TrainingJob:
                 logger.cut_back(resumed)
         if resumed == 0 and trainer.is_global_zero:
             self._show_data(trainer, folder)
-        trainer.fit(self.module, datamodule=self.data, ckpt_path=last(folder) if resumed else None)
-        signal = next(c for c in trainer.callbacks if isinstance(c, Last)).stopped_by
+        signal = fit(trainer, self.module, self.data, last(folder) if resumed else None)
         if signal is not None or trainer.global_step < trainer.max_steps:
             why = "time is up" if signal is None else "stopped"
             step = f"at step {trainer.global_step} and saved"

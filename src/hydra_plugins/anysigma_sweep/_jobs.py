@@ -77,9 +77,9 @@ class Job:
         self._process: subprocess.Popen[Any] = job._process
 
     def stop(self, times: int) -> None:
-        """SIGTERM, at which training saves, and at the second saves no more; the third time SIGKILL for all of it."""
+        """SIGTERM, at which training saves; the second time SIGKILL for all of it."""
         self._asked = True
-        if times < 3:
+        if times < 2:
             self._process.terminate()
         else:
             self._signal_all(signal.SIGKILL)

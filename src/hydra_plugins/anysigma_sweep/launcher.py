@@ -42,7 +42,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="jobs", node=JobsConf,
 class JobsLauncher(LocalLauncher):
     """submitit's local launcher that starts the next job when one ends. A failed job is counted and leaves the others alone.
 
-    SIGINT, SIGTERM and SIGHUP reach the running jobs, which save; a second one ends them at once, a third kills them.
+    SIGINT, SIGTERM and SIGHUP reach the running jobs, which save; a second one kills them.
     The process ends with 1 where a job failed and with 128 + signal where it was stopped.
     """
 

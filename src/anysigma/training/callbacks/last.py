@@ -1,6 +1,7 @@
 """`last.ckpt`: every N steps, at the end, when time is up and when a signal asks."""
 
-import signal
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from anysigma.machine.signals import SIGNALS
+
+TIME_IS_UP = 1  # as a number among the signals': below all that ask, so that one of them outranks it
 
 
 class Asking:
-    """Whether any of the processes was asked to stop, told to all of them at once, one question later.
+    """Whether any of the processes has a reason to stop, told to all of them at once, one question later.
 
     A question waits for no device and for no process that computes: it goes out at the end of a step and is answered at
     the end of the next. It travels between hosts (gloo) in a group of its own, whatever carries the gradients: to read a
@@ -51,33 +54,31 @@ class Asking:
 
 
 class Last(Checkpoint):
-    """Keeps checkpoints/last.ckpt; a first SIGINT or SIGTERM ends training at the next step's boundary with it saved.
+    """Keeps checkpoints/last.ckpt; a signal or the end of the time ends training at the next step's boundary, saved.
 
-    Of several processes all stop at the same boundary, one later, whichever was told. A second signal to a process acts
-    at once. `stopped_by` is the signal's number, on every process, or None. Lightning runs checkpoint callbacks after all
-    others, so the file holds the step that the others saw.
+    Of several processes all stop at the same boundary, one later, whichever has a reason. `stopped_by` is the signal's
+    number, on every process, or None. `seconds`: of this start, counted from its first step on. Lightning runs checkpoint
+    callbacks after all others, so the file holds the step that the others saw.
     """
+
+    seconds = math.inf
 
     def __init__(self, every: int):
         if every < 1:
             raise ValueError(f"Last: every={every}: at least 1 step must lie between two saves")
         self.every, self.stopped_by, self._saved_at = every, None, 0
-        self._heard: int | None = None  # by this process
+        self._end = math.inf
         self._asking: Asking | None = None
-        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._saved_at = trainer.global_step
+        self._saved_at, self._end = trainer.global_step, time.monotonic() + self.seconds
         self._asking = Asking(trainer.world_size)
-        for number in SIGNALS:
-            self._handlers[number] = signal.signal(number, self._ask_to_stop)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return  # half an optimiser step is no place to stop
-        self.stopped_by = self._asking.said(self._heard)
-        if self.stopped_by is not None:
+        if self._stops(self._asking.said(self._reason)):
             trainer.should_stop = True
         due = step % self.every == 0 or step == trainer.max_steps or trainer.should_stop
         if due and step != self._saved_at:
@@ -85,20 +86,15 @@ class Last(Checkpoint):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._give_back()
         if self.stopped_by is None:  # a signal during the last step
-            self.stopped_by = self._asking.at_the_end(self._heard)
+            self._stops(self._asking.at_the_end(self._reason))
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self._give_back()
+    @property
+    def _reason(self) -> int | None:
+        """What this process has for an end."""
+        return SIGNALS.number or (TIME_IS_UP if time.monotonic() >= self._end else None)
 
-    def _give_back(self) -> None:
-        """The handlers as they were; before Lightning gives back its own, else its would stay for good."""
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
-
-    def _ask_to_stop(self, number: int, frame: Any) -> None:
-        if self._heard is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self._heard = number
+    def _stops(self, reason: int | None) -> bool:
+        """Whether what any process has for an end is one."""
+        self.stopped_by = None if reason == TIME_IS_UP else reason
+        return reason is not None
