@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import zlib
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from anysigma.data.download import fetch
+from anysigma.data.patience import is_file, whole
 
 # Debian's package packs the published content anew, so the hash is that of the content: bytes, sha256.
 FILES = {
@@ -72,7 +74,7 @@ class FashionMNIST:
 
     def _path(self, name: str) -> Path:
         for path in (self.folder / name, self.folder / f"{name}.gz"):
-            if path.is_file():
+            if is_file(path):
                 return path
         instead = f"Debian's package {PACKAGE} puts the files into {DEBIAN}, data.root=FOLDER names another place"
         if self.download:
@@ -80,14 +82,14 @@ class FashionMNIST:
         raise FileNotFoundError(f"no {name}[.gz] in {self.folder}: {instead}, data.download=true fetches them")
 
 
-def content(path: Path, name: str) -> bytes:
+def content(path: Path, name: str) -> bytes | bytearray:
     """The bytes of the idx file `name` at `path`, unpacked; raises ValueError where they are not the published ones."""
     size, sha256 = FILES[name]
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+    data = whole(path, at_most=2 * size + 1024)  # packed it takes less
     try:
-        with gzip.open(path) if packed else path.open("rb") as file:
-            data = file.read(size + 1)  # no more than one byte too many, whatever it unpacks to
+        if data[:2] == b"\x1f\x8b":
+            with gzip.open(io.BytesIO(data)) as file:
+                data = file.read(size + 1)  # no more than one byte too many, whatever it unpacks to
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}; delete it and get it anew") from error
     if hashlib.sha256(data).hexdigest() != sha256:
