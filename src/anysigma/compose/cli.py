@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from anysigma.compose.all_studies import own_folder
 from anysigma.compose.experiments import hold_to_program
 from anysigma.compose.signatures import near
 from anysigma.compose.targets import ConfigError
+from anysigma.machine.secrets import redacted, refuse_words
 
 VALUED = (
     "--config-dir",
@@ -44,17 +46,25 @@ def entry(main: Callable[[], Any], conf: str) -> None:
     """Run a Hydra main: bad input ends in one line and exit code 2; HYDRA_FULL_ERROR=1 shows the whole trace."""
     sys.argv[1:] = options_first([spelled for word in sys.argv[1:] for spelled in spell_out(word)])
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    sys.excepthook = traced
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     os.environ.setdefault("MPLCONFIGDIR", os.path.abspath("logs/cache/matplotlib"))  # torchmetrics imports matplotlib
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exceptions on instead of printing them
     if full:
         os.environ["ANYSIGMA_TRACE"] = "1"  # reaches the jobs of a sweep too
+        refuse_words(sys.argv[1:])
         hold_to_program(conf, sys.argv[1:])
         main()
         return
     with one_line_errors(conf):
+        refuse_words(sys.argv[1:])
         hold_to_program(conf, sys.argv[1:])
         main()
+
+
+def traced(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """sys.excepthook: the whole trace, without the machine's secrets."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def options_first(words: list[str]) -> list[str]:
@@ -91,7 +101,7 @@ def task(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 @contextmanager
 def one_line_errors(conf: str | None = None) -> Iterator[None]:
     """User errors → one line on stderr and exit code 2. Errors of the code keep their trace."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(redacted(f"warning: {message}"), file=sys.stderr)
     try:
         yield
     except KeyboardInterrupt:
@@ -115,8 +125,8 @@ def said_by_us(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException, conf: str | None) -> str:
-    """The first thing a person needs to know, with near spellings where a name was wrong."""
-    text = str(error)
+    """The first thing a person needs to know, with near spellings where a name was wrong; no secrets."""
+    text = redacted(str(error))
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
         if "Key '" in text or "To append" in text or "not in" in text:
@@ -126,7 +136,7 @@ def one_line(error: BaseException, conf: str | None) -> str:
         options = [o for o in options if o not in ("Config", "search", "path")]
         return f"unknown option {group}={option}{near(option, options)} Available: {', '.join(options)}"
     if text.startswith("Error merging override") and error.__cause__ is not None:
-        text = f"{text.splitlines()[0].removeprefix('Error merging override ')}: {error.__cause__}"
+        text = redacted(f"{text.splitlines()[0].removeprefix('Error merging override ')}: {error.__cause__}")
     lines = [line.strip() for line in text.splitlines() if line.strip() and "object_type=" not in line]
     both = lines and ("full_key" in lines[-1] or lines[0].endswith(":"))
     said = " ".join(lines[:2] if both else lines[:1]) or type(error).__name__
