@@ -95,8 +95,10 @@ def first(value: Any, form: Any, path: str) -> str | None:
     if isinstance(form, tuple):
         found = [first(value, one, path) for one in form]
         return None if None in found else found[0]
-    good = value in form.words if isinstance(form, OneOf) and not isinstance(value, dict | list) else _plain(value, form)
-    return None if good else f"{path}: not {form.words if isinstance(form, OneOf) else form.__name__.lower()}"
+    if isinstance(form, OneOf):
+        good = type(value) in map(type, form.words) and value in form.words
+        return None if good else f"{path}: none of {', '.join(map(str, form.words))}"
+    return None if _plain(value, form) else f"{path}: no {form.__name__.lower()}"
 
 
 def _mapping(value: Any, form: Fields | Each, path: str) -> str | None:
