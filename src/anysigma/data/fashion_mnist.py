@@ -23,6 +23,7 @@ FILES = {
     "t10k-labels-idx1-ubyte": (10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
 }
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+WIDEST = 114  # pixels on a side: 256x256
 PACKAGE, DEBIAN = "dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist")
 CACHE = Path("logs/cache/data/fashion_mnist")
 
@@ -38,8 +39,8 @@ class FashionMNIST:
     grey_levels = 256
 
     def __init__(self, root: str | None = None, pad: int = 2, download: bool = False):
-        if pad < 0:
-            raise ValueError(f"data.source.pad={pad}: 0 or more pixels can be added")
+        if not 0 <= pad <= WIDEST:
+            raise ValueError(f"data.source.pad={pad}: 0 or more pixels can be added, at most {WIDEST}")
         self.root, self.pad, self.download = root, pad, download
 
     @cached_property
