@@ -11,7 +11,7 @@ from anysigma.compose.cli import USER_ERRORS, one_line, said_by_us
 ROOT = Path(__file__).parents[1]
 RUNS_CODE = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "shutil.rmtree")
 FILES = ("open", "os.mkdir", "os.rename", "os.remove")
-SYSTEM = ("/proc", "/dev", "/sys", "/usr/lib", "/usr/share", "/etc/ld", "/etc/fonts")
+SYSTEM = ("/proc", "/dev", "/sys", "/usr/lib", "/usr/share", "/etc/ld", "/etc/fonts", "/tmp/torchinductor_")
 
 _events: list[str] | None = None
 _known: tuple[str, ...] = ()

@@ -41,7 +41,8 @@ TENSORS = st.sampled_from([
 ])  # fmt: skip
 WORDS = st.sampled_from([
     "", "${oc.env:HOME}", "???", "os.system", "_target_", "_partial_", "_args_", "torch.load", "last", "torch", "\ud800",
-    "a\nb\x1b[2J", "a" * 5000, "../../../etc/passwd", "digits", "[1]", "step", "1", "ema", "anysigma.networks.mlp.MLP", "x" * 64,
+    "a\nb\x1b[2J", "a" * 5000, "../../../etc/passwd", "digits", "[1]", "step", "1", "ema", "x" * 64,
+    "anysigma.networks.mlp.MLP",
     "anysigma.diffusion.schedules.linear.Linear", "anysigma.diffusion.parameterizations.V", "null",
     "anysigma.data.rings.Rings",
 ])  # fmt: skip

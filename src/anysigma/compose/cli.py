@@ -115,13 +115,14 @@ def one_line_errors(conf: str | None = None) -> Iterator[None]:
 
 
 def said_by_us(error: BaseException) -> bool:
-    """Whether it is an answer to bad input: Hydra's and OmegaConf's, the system's, or a ValueError that we raised."""
+    """Whether it answers bad input: Hydra's and OmegaConf's, the system's, or a ValueError that we or they raised."""
     if isinstance(error, ConfigError | OmegaConfBaseException) or not isinstance(error, ValueError):
         return True
     frame = error.__traceback__
     while frame and frame.tb_next:
         frame = frame.tb_next
-    return bool(frame) and "anysigma" in frame.tb_frame.f_globals.get("__name__", "")
+    where = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
+    return "anysigma" in where or where.split(".")[0] in ("hydra", "omegaconf")
 
 
 def one_line(error: BaseException, conf: str | None) -> str:
@@ -144,7 +145,7 @@ def one_line(error: BaseException, conf: str | None) -> str:
 
 
 def known_keys(conf: str | None) -> list[str]:
-    """Every dotted key of the config that the chosen options make."""
+    """Every dotted key of the config that the chosen options make, none where they make none."""
     if conf is None:
         return []
     folder, name = os.path.split(conf)
@@ -152,8 +153,11 @@ def known_keys(conf: str | None) -> list[str]:
     words = [word for word in sys.argv[1:] if re.match(r"\w", word) and "=" in word]
     choices = [word for word in words if os.path.isdir(os.path.join(folder, word.split("=")[0]))]
     own = [f"hydra.searchpath=[file://{path.absolute()}]" for path in own_folder()]
-    with initialize_config_dir(folder, version_base="1.3"):
-        cfg = OmegaConf.to_container(compose(name, [*(c for c in choices if "," not in c), *own]), resolve=False)
+    try:
+        with initialize_config_dir(folder, version_base="1.3"):
+            cfg = OmegaConf.to_container(compose(name, [*(c for c in choices if "," not in c), *own]), resolve=False)
+    except USER_ERRORS:  # what is said is another word's error already
+        return []
     return list(dotted(cfg))
 
 
