@@ -51,7 +51,7 @@ def opened(
 
 def stored(config: dict[str, Any], features: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """The five nodes, without what belongs to another machine and with what is asked for in its place; checked."""
-    if lacking := [name for name in TAKEN if not isinstance(config.get(name), dict)]:
+    if lacking := [name for name in TAKEN if not isinstance(config.get(name), dict) or "_target_" not in config[name]]:
         raise ConfigError(f"the checkpoint's config holds no {lacking[0]}")
     if not_small([config[name] for name in TAKEN]):
         raise ConfigError(f"the checkpoint's config has more than {AT_MOST} parts: it is none of ours")
