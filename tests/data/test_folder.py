@@ -331,7 +331,7 @@ def test_the_cache_is_found_again_and_every_change_makes_another(folder, monkeyp
         patched.setattr("anysigma.data.folder.decode", None)
         again = made(folder)
         assert torch.equal(again.train, first.train) and torch.equal(again.held_out, first.held_out)
-    assert {path.name for path in caches(cache)[0].iterdir()} == {"train.npy", "held_out.npy", "skipped.json"}
+    assert {path.name for path in caches(cache)[0].iterdir()} == {"train.npy", "held_out.npy", "made.json"}
     others = [{"shape": (1, 8, 8)}, {"background": 0}, {"held_out": 0.5}, {"crop": "none"}, {"on_error": "skip"}]
     for other in others:
         _ = made(folder, **other).train

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from anysigma.compose.all_studies import own_folder
 from anysigma.compose.experiments import hold_to_program
 from anysigma.compose.signatures import near
 from anysigma.compose.targets import ConfigError
+from anysigma.machine.secrets import redacted, refuse_words
 
 VALUED = (
     "--config-dir",
@@ -45,17 +47,25 @@ def entry(main: Callable[[], Any], conf: str) -> None:
     """Run a Hydra main: bad input ends in one line and exit code 2; HYDRA_FULL_ERROR=1 shows the whole trace."""
     sys.argv[1:] = options_first([spelled for word in sys.argv[1:] for spelled in spell_out(word)])
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    sys.excepthook = traced
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     os.environ.setdefault("MPLCONFIGDIR", os.path.abspath("logs/cache/matplotlib"))  # torchmetrics imports matplotlib
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its exceptions on instead of printing them
     if full:
         os.environ["ANYSIGMA_TRACE"] = "1"  # reaches the jobs of a sweep too
+        refuse_words(sys.argv[1:])
         hold_to_program(conf, sys.argv[1:])
         main()
         return
     with one_line_errors(conf):
+        refuse_words(sys.argv[1:])
         hold_to_program(conf, sys.argv[1:])
         main()
+
+
+def traced(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """sys.excepthook: the whole trace, without the machine's secrets."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def options_first(words: list[str]) -> list[str]:
@@ -92,7 +102,7 @@ def task(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 @contextmanager
 def one_line_errors(conf: str | None = None) -> Iterator[None]:
     """User errors → one line on stderr and exit code 2. Errors of the code keep their trace."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(redacted(f"warning: {message}"), file=sys.stderr)
     try:
         yield
     except KeyboardInterrupt as stop:  # Python's own, or machine.signals.Stopped
@@ -107,18 +117,19 @@ def one_line_errors(conf: str | None = None) -> Iterator[None]:
 
 
 def said_by_us(error: BaseException) -> bool:
-    """Whether it is an answer to bad input: Hydra's and OmegaConf's, the system's, or a ValueError that we raised."""
+    """Whether it answers bad input: Hydra's and OmegaConf's, the system's, or a ValueError that we or they raised."""
     if isinstance(error, ConfigError | OmegaConfBaseException) or not isinstance(error, ValueError):
         return True
     frame = error.__traceback__
     while frame and frame.tb_next:
         frame = frame.tb_next
-    return bool(frame) and "anysigma" in frame.tb_frame.f_globals.get("__name__", "")
+    where = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
+    return "anysigma" in where or where.split(".")[0] in ("hydra", "omegaconf")
 
 
 def one_line(error: BaseException, conf: str | None) -> str:
-    """The first thing a person needs to know, with near spellings where a name was wrong."""
-    text = str(error)
+    """The first thing a person needs to know, with near spellings where a name was wrong; no secrets."""
+    text = redacted(str(error))
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
         if "Key '" in text or "To append" in text or "not in" in text:
@@ -128,7 +139,7 @@ def one_line(error: BaseException, conf: str | None) -> str:
         options = [o for o in options if o not in ("Config", "search", "path")]
         return f"unknown option {group}={option}{near(option, options)} Available: {', '.join(options)}"
     if text.startswith("Error merging override") and error.__cause__ is not None:
-        text = f"{text.splitlines()[0].removeprefix('Error merging override ')}: {error.__cause__}"
+        text = redacted(f"{text.splitlines()[0].removeprefix('Error merging override ')}: {error.__cause__}")
     lines = [line.strip() for line in text.splitlines() if line.strip() and "object_type=" not in line]
     both = lines and ("full_key" in lines[-1] or lines[0].endswith(":"))
     said = " ".join(lines[:2] if both else lines[:1]) or type(error).__name__
@@ -136,7 +147,7 @@ def one_line(error: BaseException, conf: str | None) -> str:
 
 
 def known_keys(conf: str | None) -> list[str]:
-    """Every dotted key of the config that the chosen options make."""
+    """Every dotted key of the config that the chosen options make, none where they make none."""
     if conf is None:
         return []
     folder, name = os.path.split(conf)
@@ -144,8 +155,11 @@ def known_keys(conf: str | None) -> list[str]:
     words = [word for word in sys.argv[1:] if re.match(r"\w", word) and "=" in word]
     choices = [word for word in words if os.path.isdir(os.path.join(folder, word.split("=")[0]))]
     own = [f"hydra.searchpath=[file://{path.absolute()}]" for path in own_folder()]
-    with initialize_config_dir(folder, version_base="1.3"):
-        cfg = OmegaConf.to_container(compose(name, [*(c for c in choices if "," not in c), *own]), resolve=False)
+    try:
+        with initialize_config_dir(folder, version_base="1.3"):
+            cfg = OmegaConf.to_container(compose(name, [*(c for c in choices if "," not in c), *own]), resolve=False)
+    except USER_ERRORS:  # what is said is another word's error already
+        return []
     return list(dotted(cfg))
 
 

@@ -11,11 +11,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.resolvers import oc
 
 from anysigma.compose.all_studies import all_studies, own_folder
 from anysigma.compose.names import NAMES
 from anysigma.compose.signatures import check_node
 from anysigma.compose.targets import CONF, Allowed, ConfigError, allowed, nodes
+from anysigma.machine.secrets import refuse_values, refuse_variable
 
 
 @dataclass
@@ -82,13 +84,18 @@ def register(conf: Path = CONF) -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(group="study", name="all", node=all_studies(conf))
-    for name, function in {**NAMES, "when": _when}.items():
+    for name, function in {**NAMES, "when": _when, "oc.env": _variable}.items():
         OmegaConf.register_new_resolver(name, function, replace=True)
 
 
 def _when(condition: bool, then: Any, otherwise: Any) -> Any:
     chosen = then if condition else otherwise
     return OmegaConf.create(chosen) if isinstance(chosen, list) else chosen  # a bare list breaks --cfg job --resolve
+
+
+def _variable(name: str, *default: Any) -> str | None:
+    refuse_variable(name)  # a config is stored, in .hydra, in checkpoints and by loggers
+    return oc.env(name, *default)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -156,6 +163,7 @@ def check(cfg: DictConfig | dict[str, Any], may: Allowed | None = None) -> None:
     """
     node = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
     refuse_references(node)
+    refuse_values(node)
     may = may or allowed()
     node = dict(sorted(node.items(), key=lambda item: item[0] == "job"))  # a group's own path is the one people type
     for key, found in nodes(node, ""):

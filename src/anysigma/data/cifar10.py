@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from anysigma.data.download import fetch
+from anysigma.data.patience import is_file, whole
 
 FOLDER = "cifar-10-batches-py"
 TRAIN = {
@@ -26,6 +27,7 @@ HELD_OUT = {"test_batch": "40351d587109b95175f43aff81a1287e"}
 ARCHIVE, ARCHIVE_MD5 = "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 CACHE = Path("logs/cache/data")
+AT_MOST = 1 << 28  # bytes of a file: the archive has 170 million
 
 
 class CIFAR10:
@@ -73,20 +75,25 @@ class CIFAR10:
     def _folder(self, files: dict[str, str]) -> Path:
         root = CACHE if self.root is None else Path(self.root)
         folder, archive = root / FOLDER, root / ARCHIVE
-        missing = [name for name in files if not (folder / name).is_file()]
+        missing = [name for name in files if not is_file(folder / name)]
         if not missing:
             return folder
-        if not archive.is_file():
+        if not is_file(archive):
             instead = f"data.root=FOLDER names the folder that holds {FOLDER}"
             if not self.download:
                 here = f"no {missing[0]} in {folder} and no {ARCHIVE} in {root}"
                 raise FileNotFoundError(f"{here}: {instead}, data.download=true fetches it")
-            fetch(URL, archive, lambda path: check(path.read_bytes(), path, ARCHIVE_MD5), instead)
+            fetch(URL, archive, lambda path: check(content(path), path, ARCHIVE_MD5), instead)
         unpack(archive, root)
         return folder
 
 
-def check(data: bytes, path: Path, md5: str) -> None:
+def content(path: Path) -> bytearray:
+    """The bytes of a file, no more than any of the published ones has."""
+    return whole(path, at_most=AT_MOST)
+
+
+def check(data: bytes | bytearray, path: Path, md5: str) -> None:
     """Raises ValueError unless the data have this md5."""
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
         raise ValueError(f"{path} is not the published file: its md5 is not {md5}; delete it and get it anew")
@@ -94,7 +101,7 @@ def check(data: bytes, path: Path, md5: str) -> None:
 
 def batch(path: Path, md5: str) -> tuple[Tensor, Tensor]:
     """One file as images uint8 `[N, 3, 32, 32]` and labels long `[N]`; raises ValueError for anything else."""
-    data = path.read_bytes()
+    data = content(path)
     check(data, path, md5)
     try:
         found = ArraysOnly(io.BytesIO(data), encoding="bytes").load()
@@ -126,9 +133,10 @@ def unpack(archive: Path, root: Path) -> None:
 
     Raises ValueError for another archive, and for one with links or names that lead out of `root`.
     """
-    check(archive.read_bytes(), archive, ARCHIVE_MD5)
+    data = content(archive)
+    check(data, archive, ARCHIVE_MD5)
     wanted = {f"{FOLDER}/{name}" for name in (*TRAIN, *HELD_OUT)}
-    with tarfile.open(archive) as tar:
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:  # what was checked, whatever lies there now
         members = tar.getmembers()
         for member in members:
             path = PurePosixPath(member.name)

@@ -17,7 +17,11 @@ from anysigma.machine.distributed import say
 
 
 class ImageSource(Protocol):
-    """A data set: two uint8 tensors `[N, C, H, W]`."""
+    """A data set: two uint8 tensors `[N, C, H, W]`.
+
+    It may have a `hash`, that of the images as they ought to be, and `intact()`, which raises OSError where what they are
+    mapped from is not what it was.
+    """
 
     grey_levels: int
 
@@ -122,8 +126,17 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits of the sha256 over both splits."""
-        return image_hash(self.train, self.held_out)
+        """16 hex digits of the sha256 over both splits. Raises ValueError where the source knows another."""
+        found = image_hash(self.train, self.held_out)
+        if (known := getattr(self.source, "hash", found)) != found:
+            raise ValueError(
+                f"the images were changed since they were decoded: hash {found}, then {known}; remove the cache"
+            )
+        return found
+
+    def intact(self) -> None:
+        """Raises OSError where the images are mapped from a file that was changed since."""
+        getattr(self.source, "intact", lambda: None)()
 
     def hold_to(self, hash: str | None) -> None:
         """Raises ValueError where the images are not those of a hash; None holds to nothing."""
@@ -164,7 +177,7 @@ class ImageDataModule(LightningDataModule):
         taken = self.way(device)
         say(f"{amount(self.train.nbytes)} of training images {taken.why}")
         if taken.threads:
-            return Fetched(self.train, order, taken.threads, pinned=device.type == "cuda")
+            return Fetched(self.train, order, taken.threads, pinned=device.type == "cuda", intact=self.intact)
         return DataLoader(Indices(len(self.train)), batch_sampler=order, collate_fn=lambda batch: batch)
 
     def way(self, device: torch.device) -> Way:
@@ -178,6 +191,7 @@ class ImageDataModule(LightningDataModule):
             return from_uint8(batch)
         if self._on_device is None or self._on_device.device != batch.device:
             self._on_device = self.train.to(batch.device)
+        self.intact()
         return from_uint8(chosen(self._on_device, batch) if self.flips else self._on_device.index_select(0, batch))
 
 

@@ -1,25 +1,32 @@
 """One image file as an array of the wanted shape."""
 
+import errno
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from anysigma.data.patience import regular
+
 FORMATS = ("PNG", "JPEG", "WEBP")
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)  # says nothing of the file
 
 
 def decode(path: Path, shape: Sequence[int], crop: str, background: int) -> np.ndarray:
     """The file as uint8 `[C, H, W]`, upright, its first frame; raises ValueError with a few words for what is none.
 
     `crop`: center or none; `background`: the grey level 0..255 under transparent pixels. Gigantic means more than
-    PIL.Image.MAX_IMAGE_PIXELS. Several threads may call it at once; `quiet` is for all of them.
+    PIL.Image.MAX_IMAGE_PIXELS. Several threads may call it at once; `quiet` is for all of them. Raises OSError where it is
+    the machine that lacks memory or files to open.
     """
     C, H, W = shape
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with regular(path) as file, Image.open(not_empty(file), formats=FORMATS) as image:
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
@@ -32,8 +39,19 @@ def decode(path: Path, shape: Sequence[int], crop: str, background: int) -> np.n
             return np.ascontiguousarray(np.asarray(image).reshape(H, W, C).transpose(2, 0, 1))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"gigantic, more than {Image.MAX_IMAGE_PIXELS} pixels") from error
+    except MemoryError:
+        raise OSError(errno.ENOMEM, "no memory to decode it", str(path)) from None
     except Exception as error:  # decoders answer damaged files with whatever they stumble over
-        raise ValueError(_words(error, path)) from error
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            raise
+        raise ValueError(_words(error)) from error
+
+
+def not_empty(file: BinaryIO) -> BinaryIO:
+    """The file; raises ValueError where nothing is in it."""
+    if not os.fstat(file.fileno()).st_size:
+        raise ValueError("empty")
+    return file
 
 
 @contextmanager
@@ -65,9 +83,9 @@ def converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _words(error: Exception, path: Path) -> str:
+def _words(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return "empty" if path.stat().st_size == 0 else "not a PNG, JPEG or WebP image"
+        return "not a PNG, JPEG or WebP image"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -36,7 +36,10 @@ class Digits:
     def _images_and_labels(self) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        try:
+            digits = load_digits()
+        except Exception as error:  # a damaged file ends in whatever its reader stumbles over
+            raise ValueError(f"scikit-learn's digits cannot be read ({type(error).__name__}): install it anew") from None
         order = np.random.RandomState(0).permutation(len(digits.target))  # a frozen stream: the same for all versions
         images = torch.from_numpy(digits.images[order] * (255 / 16)).round().to(torch.uint8)
         return images[:, None], torch.from_numpy(digits.target[order]).long()

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import zlib
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from anysigma.data.download import fetch
+from anysigma.data.patience import is_file, whole
 
 # Debian's package packs the published content anew, so the hash is that of the content: bytes, sha256.
 FILES = {
@@ -21,6 +23,7 @@ FILES = {
     "t10k-labels-idx1-ubyte": (10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
 }
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+WIDEST = 114  # pixels on a side: 256x256
 PACKAGE, DEBIAN = "dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist")
 CACHE = Path("logs/cache/data/fashion_mnist")
 
@@ -36,8 +39,8 @@ class FashionMNIST:
     grey_levels = 256
 
     def __init__(self, root: str | None = None, pad: int = 2, download: bool = False):
-        if pad < 0:
-            raise ValueError(f"data.source.pad={pad}: 0 or more pixels can be added")
+        if not 0 <= pad <= WIDEST:
+            raise ValueError(f"data.source.pad={pad}: 0 or more pixels can be added, at most {WIDEST}")
         self.root, self.pad, self.download = root, pad, download
 
     @cached_property
@@ -72,7 +75,7 @@ class FashionMNIST:
 
     def _path(self, name: str) -> Path:
         for path in (self.folder / name, self.folder / f"{name}.gz"):
-            if path.is_file():
+            if is_file(path):
                 return path
         instead = f"Debian's package {PACKAGE} puts the files into {DEBIAN}, data.root=FOLDER names another place"
         if self.download:
@@ -80,14 +83,14 @@ class FashionMNIST:
         raise FileNotFoundError(f"no {name}[.gz] in {self.folder}: {instead}, data.download=true fetches them")
 
 
-def content(path: Path, name: str) -> bytes:
+def content(path: Path, name: str) -> bytes | bytearray:
     """The bytes of the idx file `name` at `path`, unpacked; raises ValueError where they are not the published ones."""
     size, sha256 = FILES[name]
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+    data = whole(path, at_most=2 * size + 1024)  # packed it takes less
     try:
-        with gzip.open(path) if packed else path.open("rb") as file:
-            data = file.read(size + 1)  # no more than one byte too many, whatever it unpacks to
+        if data[:2] == b"\x1f\x8b":
+            with gzip.open(io.BytesIO(data)) as file:
+                data = file.read(size + 1)  # no more than one byte too many, whatever it unpacks to
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}; delete it and get it anew") from error
     if hashlib.sha256(data).hexdigest() != sha256:

@@ -2,27 +2,30 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import torch
 from rich.progress import track
 from torch import Tensor
 
 from anysigma.data.ahead import ahead
 from anysigma.data.decode import decode, quiet
+from anysigma.data.decoded import Damaged, Decoded, finish, opened, write_npy
+from anysigma.data.patience import PATIENCE, patiently
 from anysigma.machine.distributed import one_at_a_time, say
 from anysigma.machine.threads import affinity
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMAT = 1  # of the cache; another number makes new ones
+FORMAT = 2  # of the cache; another number makes new ones
 WAITING = 8  # decoded images of a thread that wait for a slow one before them
+LISTED = 1000  # names asked for at once
 
 
 class ImageFolder:
@@ -31,10 +34,11 @@ class ImageFolder:
     `shape` (C, H, W), C 1 or 3. `crop`: center resizes every image until it covers the shape and cuts the middle out;
     none refuses other sizes. `background`: the grey level 0..255 under transparent pixels. `held_out`: the share held
     out, by a hash of each file's name, so that a file stays on its side when others come; each side gets at least one.
-    `on_error`: stop at the first file that is no whole image, or skip such files and say which. `cache`: the folder of
-    the decoded copies; a change of any name, size, date or setting makes another. Of several processes one decodes,
-    on all cores.
-    Raises FileNotFoundError, PermissionError or ValueError, always in one line.
+    `on_error`: stop at the first file that is no whole image, or skip such files and say which. `patience`: seconds for
+    which the disk may give no answer; then it is a TimeoutError, also with skip: a silent disk says nothing of an image.
+    `cache`: the folder of the decoded copies; a change of any name, size, date or setting makes another, and one that is
+    damaged is made again. Of several processes one decodes, on all cores.
+    Raises OSError (FileNotFoundError, PermissionError, TimeoutError …) or ValueError, always in one line.
     """
 
     grey_levels = 256
@@ -47,6 +51,7 @@ class ImageFolder:
         background: int = 255,
         held_out: float = 0.1,
         on_error: str = "stop",
+        patience: float = PATIENCE,
         cache: str = "logs/cache/data",
     ):
         if root is None:
@@ -61,41 +66,68 @@ class ImageFolder:
             raise ValueError(f"data.source.background={background}: a grey level 0..255")
         if not 0 < held_out < 1:
             raise ValueError(f"data.source.held_out={held_out}: a share between 0 and 1")
+        if not 0 < patience < math.inf:
+            raise ValueError(f"data.source.patience={patience}: seconds, more than 0")
         self.root, self.shape, self.crop, self.background = Path(root), tuple(shape), crop, background
-        self.share, self.on_error, self.cache = held_out, on_error, Path(cache)
+        self.share, self.on_error, self.patience, self.cache = held_out, on_error, patience, Path(cache)
 
     @property
     def train(self) -> Tensor:
-        """uint8 `[N, *shape]`, read from the cache page by page."""
-        return self._splits[0]
+        """uint8 `[N, *shape]`; where it takes much memory, mapped from the cache, read page by page."""
+        self.intact()
+        return self._decoded_copy.train.images
 
     @property
     def held_out(self) -> Tensor:
-        """uint8 `[M, *shape]`, read from the cache page by page."""
-        return self._splits[1]
+        """uint8 `[M, *shape]`, likewise."""
+        self.intact()
+        return self._decoded_copy.held_out.images
+
+    @property
+    def hash(self) -> str:
+        """Of the images as they were decoded: the cache is held to it."""
+        return self._decoded_copy.hash
+
+    def intact(self) -> None:
+        """Raises OSError where a mapped cache was cut or written to while it was in use."""
+        self._decoded_copy.train.intact()
+        self._decoded_copy.held_out.intact()
 
     @cached_property
-    def _splits(self) -> tuple[Tensor, Tensor]:
-        files = listing(self.root)
+    def _decoded_copy(self) -> Decoded:
+        files = listing(self.root, self.patience)
         key = (FORMAT, str(self.root.resolve()), files, self.shape, self.crop, self.background, self.share, self.on_error)
         folder = self.cache / f"folder-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
-        if not folder.is_dir():
-            self._make_once(folder, [name for name, _, _ in files])
-        skipped = json.loads((folder / "skipped.json").read_text())
-        if skipped:
-            more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-            say(f"{self.root}: {len(skipped)} of {len(files)} images left out: {'; '.join(skipped[:3])}{more}")
-        # copy on write: torch wants writable memory, and the file must stay as it is
-        train, held_out = (np.load(folder / f"{split}.npy", mmap_mode="c") for split in ("train", "held_out"))
-        return torch.from_numpy(train), torch.from_numpy(held_out)
+        found = self._opened(folder) or self._made_once(folder, [name for name, _, _ in files])
+        if found.skipped:
+            more = f" and {len(found.skipped) - 3} more" if len(found.skipped) > 3 else ""
+            left_out = f"{len(found.skipped)} of {len(files)} images left out: {'; '.join(found.skipped[:3])}{more}"
+            say(f"{printable(str(self.root))}: {left_out}")
+        return found
 
-    def _make_once(self, folder: Path, names: list[str]) -> None:
+    def _opened(self, folder: Path) -> Decoded | None:
+        try:
+            return opened(folder, self.shape, self.patience)
+        except Damaged as why:
+            say(f"{why}: decoded again")
+            return None
+
+    def _made_once(self, folder: Path, names: list[str]) -> Decoded:
         """The first process decodes; the others wait for it, and one of them takes over where it fails."""
         self.cache.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f"{folder.name}.lock")
-        with one_at_a_time(lock, f"{self.root}: another process decodes these images, waiting for it"):
-            if not folder.is_dir():
+        with one_at_a_time(lock, f"{printable(str(self.root))}: another process decodes these images, waiting for it"):
+            try:
+                found = opened(folder, self.shape, self.patience)
+            except Damaged:
+                shutil.rmtree(folder)
+                found = None
+            if found is None:
                 self._make(folder, names)
+                found = opened(folder, self.shape, self.patience)
+        if found is None:
+            raise OSError(f"{folder} vanished while it was made; the same command makes it again")
+        return found
 
     def _make(self, folder: Path, names: list[str]) -> None:
         """Decode into a folder aside, then rename it: a cache that is there is whole."""
@@ -109,8 +141,9 @@ class ImageFolder:
                 images = self._decoded(members, f"{self.root.name}: {split}", skipped)
                 with (aside / f"{split}.npy").open("wb") as file, quiet(), closing(images):
                     if not write_npy(file, images, self.shape):
-                        raise ValueError(f"{self.root}: no image is left for {split}; the first left out: {skipped[0]}")
-            (aside / "skipped.json").write_text(json.dumps(skipped))
+                        left = f"no image is left for {split}; the first left out: {skipped[0]}"
+                        raise ValueError(f"{printable(str(self.root))}: {left}")
+            finish(aside, self.shape, skipped, self.patience)
             try:
                 aside.rename(folder)
             except OSError:
@@ -121,16 +154,19 @@ class ImageFolder:
 
     def _decoded(self, names: list[str], line: str, skipped: list[str]) -> Iterator[np.ndarray]:
         threads = len(affinity())
-        with closing(ahead(self._tried, names, threads, WAITING * threads)) as found:
+        with closing(ahead(self._tried, names, threads, WAITING * threads, self.patience, self._named)) as found:
             for name, image in zip(names, track(found, line, total=len(names), transient=True), strict=True):
                 if not isinstance(image, ValueError):
                     yield image
                 elif self.on_error == "stop":
                     raise ValueError(
-                        f"{self.root / name}: {image}; data.source.on_error=skip leaves such files out"
+                        f"{self._named(name)}: {image}; data.source.on_error=skip leaves such files out"
                     ) from image
                 else:
                     skipped.append(printable(f"{name} ({image})"))
+
+    def _named(self, name: str) -> str:
+        return printable(str(self.root / name))
 
     def _tried(self, name: str) -> np.ndarray | ValueError:
         """The image, or why there is none: what that means is decided where the images stand in order."""
@@ -145,31 +181,53 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def listing(root: Path) -> list[tuple[str, int, int]]:
-    """(relative name, bytes, date in ns) of every image file below `root`, by name; hidden ones do not count."""
+def listing(root: Path, patience: float) -> list[tuple[str, int, int]]:
+    """(relative name, bytes, date in ns) of every image file below `root`, by name; hidden ones do not count.
 
-    def refuse(error: OSError) -> None:
-        if isinstance(error, PermissionError):
-            raise PermissionError(f"data.root={root}: no permission to read {error.filename}")
-        raise FileNotFoundError(f"data.root={root}: no such folder" if error.filename == str(root) else str(error))
-
-    found = []
-    for folder, inner, names in os.walk(str(root), onerror=refuse):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                path = Path(folder, name)
-                found.append((path.relative_to(root).as_posix(), *_size_and_date(path)))
-    if len(found) < 2:
-        least = "at least two are needed, one to train on and one to hold out"
-        raise ValueError(f"data.root={root}: {len(found)} files named {', '.join(SUFFIXES)} below it; {least}")
-    return sorted(found)
-
-
-def _size_and_date(path: Path) -> tuple[int, int]:
+    Folders that are links are not entered. Raises TimeoutError where the disk gives no answer for `patience` seconds.
+    """
+    where, found = f"data.root={printable(str(root))}", _found(str(root))
     try:
-        status = path.stat()
-    except OSError:  # a dangling link: an image like any other that cannot be read
+        parts = patiently(iter(lambda: list(islice(found, LISTED)), []), where, patience)
+        files = sorted((_relative(path, str(root)), *rest) for path, *rest in chain.from_iterable(parts))
+    except PermissionError as error:
+        raise PermissionError(f"{where}: no permission to read {printable(str(error.filename))}") from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{where}: no such folder" if error.filename == str(root) else str(error)) from None
+    if len(files) < 2:
+        least = "at least two are needed, one to train on and one to hold out"
+        raise ValueError(f"{where}: {len(files)} files named {', '.join(SUFFIXES)} below it; {least}")
+    return files
+
+
+def _relative(path: str, root: str) -> str:
+    return path.removeprefix(root).replace(os.sep, "/").lstrip("/")
+
+
+def _found(root: str) -> Iterator[tuple[str, int, int]]:
+    waiting = [root]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    waiting += [] if entry.is_symlink() else [entry.path]
+                elif entry.name.lower().endswith(SUFFIXES):
+                    yield (entry.path, *_size_and_date(entry))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _size_and_date(entry: os.DirEntry) -> tuple[int, int]:
+    try:
+        status = entry.stat()
+    except OSError:  # a dangling link, or gone since: an image like any other that cannot be read
         return -1, -1
     return status.st_size, status.st_mtime_ns
 
@@ -182,24 +240,3 @@ def divided(names: list[str], share: float) -> tuple[list[str], list[str]]:
     held_out |= {min(names, key=place.get)}
     held_out -= {max(names, key=place.get)}
     return [name for name in names if name not in held_out], [name for name in names if name in held_out]
-
-
-def write_npy(file: BinaryIO, images: Iterator[np.ndarray], shape: Sequence[int]) -> int:
-    """Images uint8 `[*shape]` as one .npy `[N, *shape]` without holding them; returns N.
-
-    Written like any file, not through a memory map: a full disk is then an OSError and not a crash.
-    """
-
-    def header(n: int) -> None:
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)})
-
-    header(0)
-    start, n = file.tell(), 0
-    for image in images:
-        file.write(np.ascontiguousarray(image))
-        n += 1
-    header(n)  # numpy leaves room for a first axis of any length
-    if file.tell() != start:
-        raise ValueError(f"{n} images make a header of another length: {file.name} cannot be written")
-    return n

@@ -1,7 +1,7 @@
 """Where the training images lie while a network trains, and who gathers a batch of them: a function of sizes alone."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from anysigma.data.ahead import ahead
 from anysigma.machine.cgroups import memory_limit
 
 SHARE = 0.25  # of the free memory that images may take: a step's activations, gradients and Adam's moments need the rest
+PATIENCE = 600.0  # seconds for a batch: a thousand images from a busy disk may take their time
 FROM_MEMORY, FROM_DISK = 1, 4  # threads: one copies faster than a network trains, four wait for a disk at once
 
 
@@ -75,24 +76,31 @@ class Fetched:
     """Batches of images uint8 `[b, C, H, W]` in the host's memory, gathered by threads while the network trains.
 
     `order`: batches of entries, as `chosen` takes them. The images may be mapped from a file: no copy is made of more
-    than the batches that wait. `pinned`: page-locked, so that a GPU takes them without anyone waiting.
+    than the batches that wait. `pinned`: page-locked, so that a GPU takes them without anyone waiting. `intact`: asked
+    before a batch and after it, raises where the file is not what it was; one that is silent ends in a TimeoutError.
     """
 
-    def __init__(self, images: Tensor, order: Sequence[Sequence[int]], threads: int, pinned: bool = False):
+    def __init__(
+        self, images: Tensor, order: Sequence[Sequence[int]], threads: int, pinned: bool = False,
+        intact: Callable[[], None] = lambda: None,
+    ):  # fmt: skip
         self.images, self.order, self.threads, self.pinned = images.contiguous(), order, threads, pinned
+        self.intact = intact
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return ahead(self.batch, self.order, self.threads, 2 * self.threads)
+        return ahead(self.batch, self.order, self.threads, 2 * self.threads, PATIENCE, lambda _: "a batch of images")
 
     def batch(self, entries: Sequence[int]) -> Tensor:
         """One batch. By numpy: torch would start a second team of threads beside the network's."""
+        self.intact()
         k, n = np.asarray(entries), len(self.images)
         batch = torch.empty((len(k), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=self.pinned)
         into = batch.numpy()
         np.take(self.images.numpy(), k % n, axis=0, out=into, mode="clip")  # with another mode numpy copies twice
         mirrored = k >= n
         into[mirrored] = into[mirrored, ..., ::-1]
+        self.intact()
         return batch

@@ -11,6 +11,7 @@ from anysigma.diffusion.noise import stream
 
 TRAINING, HELD_OUT = 4096, 1024
 OUTERMOST = 0.8
+MOST = 1000
 
 
 class Rings:
@@ -18,14 +19,15 @@ class Rings:
 
     The k-th of `rings` circles has the radius 0.8·k/rings and a share of the points that grows with it, so that every
     circle is equally dense; `noise` is the standard deviation across the circle; `seed` names the points.
-    Raises ValueError for fewer than one ring or negative noise.
+    Raises ValueError for fewer than one ring or more than 1,000, and for noise that is negative or infinite.
     """
 
     grey_levels = 256
 
     def __init__(self, rings: int = 2, noise: float = 0.02, seed: int = 0):
-        if rings < 1 or noise < 0:
-            raise ValueError(f"data.source.rings={rings}, data.source.noise={noise}: at least 1 ring, noise of at least 0")
+        if not 1 <= rings <= MOST or not 0 <= noise < math.inf:
+            said = f"data.source.rings={rings}, data.source.noise={noise}"
+            raise ValueError(f"{said}: at least 1 ring and at most {MOST:,}, noise of at least 0")
         self.rings, self.noise, self.seed = rings, noise, seed
 
     @property

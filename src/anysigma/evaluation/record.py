@@ -35,7 +35,7 @@ class Record:
         if any(before.get(name) != value for name, value in made_of.items()):
             for file in (path, self.folder / "report.html", *self.folder.glob("*.png"), *self.folder.glob("*.npz")):
                 if file.exists() and not file.name.startswith("step-"):
-                    file.rename(file.with_name(f"step-{before['step']}-{file.name}"))
+                    file.rename(file.with_name(f"step-{before.get('step', 'unknown')}-{file.name}"))
 
     def add(self, result: Result) -> None:
         """Pictures, results.json, a person's lines."""

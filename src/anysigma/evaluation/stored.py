@@ -8,9 +8,10 @@ from anysigma.compose.targets import ConfigError
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.gaussian import GaussianProcess
 from anysigma.diffusion.samplers.base import Sampler
+from anysigma.evaluation.bounded import network
 from anysigma.evaluation.job import Evaluation
 from anysigma.machine.hardware import Hardware
-from anysigma.runs.checkpoint import load_weights, read
+from anysigma.runs.checkpoint import load_weights, read, weights_of
 
 TAKEN = ("schedule", "model", "parameterization", "data", "features")
 AT_MOST = 10_000  # parts of a config
@@ -30,8 +31,10 @@ def opened(
     nodes = stored(checkpoint["config"], features or {}, data or {})
     q, parameterization = GaussianProcess(build(nodes["schedule"])), build(nodes["parameterization"])
     sampler.check(q, parameterization)
-    denoiser = Denoiser(build(nodes["model"]), q, parameterization)
-    config = checkpoint["config"]
+    denoiser = Denoiser(network(nodes["model"], weights_of(checkpoint, weights)), q, parameterization)
+    config, data_hash = checkpoint["config"], checkpoint.get("data_hash")
+    if not isinstance(data_hash, str | None):
+        raise ConfigError(f"checkpoint {path}: its data_hash is none")
     card = {"checkpoint": str(path), "step": checkpoint["step"], "schedule": nodes["schedule"], "weights": weights}
     if weights == "ema" and isinstance(ema := config.get("ema"), dict):
         card["weights"] = f"ema {ema.get('decay')}"
@@ -42,13 +45,13 @@ def opened(
         hardware=hardware,
         record=config.get("hardware"),
         card=card,
-        data_hash=checkpoint.get("data_hash"),
+        data_hash=data_hash,
     )
 
 
 def stored(config: dict[str, Any], features: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """The five nodes, without what belongs to another machine and with what is asked for in its place; checked."""
-    if lacking := [name for name in TAKEN if not isinstance(config.get(name), dict)]:
+    if lacking := [name for name in TAKEN if not isinstance(config.get(name), dict) or "_target_" not in config[name]]:
         raise ConfigError(f"the checkpoint's config holds no {lacking[0]}")
     if not_small([config[name] for name in TAKEN]):
         raise ConfigError(f"the checkpoint's config has more than {AT_MOST} parts: it is none of ours")

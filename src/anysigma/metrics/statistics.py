@@ -56,7 +56,8 @@ def welch(a: tuple[float, float, int], b: tuple[float, float, int]) -> Differenc
     """a - b of independent means, each (mean, standard error, number of values > 1), Welch 1947."""
     (x, e, n), (y, f, m) = a, b
     error = math.hypot(e, f)
-    df = error**4 / (e**4 / (n - 1) + f**4 / (m - 1)) if error else 1.0
+    # Of shares: the fourth power of an error may be more than a float can be, or less.
+    df = 1 / ((e / error) ** 4 / (n - 1) + (f / error) ** 4 / (m - 1)) if error else 1.0
     half = t_limit(df) * error
     return Difference(x - y, x - y - half, x - y + half, "Welch")
 

@@ -15,7 +15,9 @@ WIDE = 20  # values this many times apart are drawn on a logarithmic axis
 
 def against_S(found: Sequence[Figure]) -> list[Plot]:
     """Plots of one metric's figures that have an S, or none: of a single S, or where neither way is better."""
-    having = [f for f in found if f.row.better and f.row.value is not None and "S" in f.row.params]
+    having = [
+        f for f in found if f.row.better and f.row.value is not None and isinstance(f.row.params.get("S"), int | float)
+    ]
     return plots([(figure, curve_setting(figure)) for figure in having])
 
 

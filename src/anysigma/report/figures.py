@@ -152,7 +152,7 @@ def said(name: str, value: Any) -> str:
 
 
 def _called(name: str, arguments: str) -> str:
-    if name == "Eta" and (eta := re.fullmatch(r"eta=([0-9.e+-]+)", arguments)):
+    if name == "Eta" and (eta := re.fullmatch(r"eta=(\d+(?:\.\d*)?(?:e[+-]?\d+)?)", arguments)):
         return f"η = {float(eta[1]):g}"
     return name.lower() + (f" ({arguments})" if arguments else "")
 

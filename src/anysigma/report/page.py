@@ -87,7 +87,7 @@ def evaluated(results: Collected) -> str:
 
 def fact(value: Any) -> str:
     """A card's line in short: an object by its name and its most important arguments."""
-    if isinstance(value, Mapping) and "_target_" in value:
+    if isinstance(value, Mapping) and isinstance(value.get("_target_"), str):
         arguments = ", ".join(
             f"{k} = {said(k, v)}" for k, v in value.items() if k != "_target_" and not isinstance(v, Mapping)
         )

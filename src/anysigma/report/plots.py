@@ -61,16 +61,21 @@ def svg(plot: Plot) -> str:
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
+def literal(label: str) -> str:
+    """As it is written: between two dollars matplotlib would read TeX."""
+    return label.replace("$", r"\$")
+
+
 def _figure(plot: Plot, ink: str) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel=plot.x, ylabel=plot.y)
+    axes = figure.add_subplot(xlabel=literal(plot.x), ylabel=literal(plot.y))
     for i, curve in enumerate(plot.curves):
         colour = ink if curve.style in (":", "-.") else COLOURS[i % len(COLOURS)]
-        line = {"color": colour, "label": curve.label, "markersize": 3}
+        line = {"color": colour, "label": literal(curve.label), "markersize": 3}
         line |= {"ls": "", "marker": "."} if curve.style == "." else {"ls": curve.style}
         line |= {"marker": "."} if len(curve.x) <= 30 else {}
         axes.errorbar(curve.x, curve.y, yerr=curve.error, capsize=2, **line)

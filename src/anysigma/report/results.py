@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from anysigma.data.patience import whole
 from anysigma.metrics.anchors import Anchor
 from anysigma.metrics.card import card_id
+from anysigma.report.form import held
 from anysigma.report.pictures import save_png
 from anysigma.report.plots import Plot, drawn
 
 FORMAT = 3
+AT_MOST = 1 << 28  # bytes of a results.json
 
 
 @dataclass
@@ -142,16 +145,19 @@ def section(result: Result) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """results.json of this format. Raises ValueError for anything else."""
+    """results.json of this format and form, an evaluation's or a run's. Raises ValueError for anything else, in one line."""
     try:
-        results = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        results = json.loads(whole(path, at_most=AT_MOST))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no results.json of ours ({error})") from None
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         found = results.get("format") if isinstance(results, dict) else "?"
         again = "measure again: remove the file and repeat the command that made it"
-        raise ValueError(f"{path}: format {found}, this version reads {FORMAT}; {again}")
-    return results
+        raise ValueError(f"{path}: format {str(found)[:50]}, this version reads {FORMAT}; {again}")
+    try:
+        return held(results)
+    except ValueError as error:
+        raise ValueError(f"{path}: no results.json of ours ({error})") from None
 
 
 def rows_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:

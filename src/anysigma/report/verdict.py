@@ -31,6 +31,8 @@ def difference(one: Row, other: Row, *, same_noise: bool) -> Difference | None:
             return None
         if same_noise and len(one.sets) == len(other.sets):
             return paired(one.sets, other.sets)
+        if one.error is None or other.error is None:
+            return None
         return welch((one.value, one.error, len(one.sets)), (other.value, other.error, len(other.sets)))
     if one.interval and other.interval:
         return between(one.value, one.interval, other.value, other.interval)

@@ -9,7 +9,7 @@ from typing import Any
 ROOTS = ("data", "schedule", "model", "parameterization", "objective", "optimizer", "ema", "seed", "init", "debug")
 OF_TRAINER = ("gradient_clip_val", "gradient_clip_algorithm")
 # Where the images lie does not make them: their content is held to a hash of its own.
-NOT_OF_DATA = ("root", "download", "cache", "workers")
+NOT_OF_DATA = ("root", "download", "cache", "workers", "patience")
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:

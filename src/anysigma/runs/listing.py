@@ -103,7 +103,7 @@ def listing(runs: Path = RUNS, *, names: bool = False) -> Iterator[str]:
         results = folder / "results.json"
         try:
             step = read(path, sealed=False)["step"]
-            lines = read_results(results)["lines"] if results.exists() else ["not finished"]
+            lines = read_results(results).get("lines", ()) if results.exists() else ["not finished"]
         except ValueError as error:
             yield f"{folder.relative_to(runs)}  {error}"
             continue

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+LONGEST = 1_000_000  # steps: the tables of a process take memory before anything says that it is too long
+
 
 class NoiseSchedule:
     """α_0..α_T of q(x_t | x_0) = N(√α_t x_0, (1-α_t) I), DDIM eq. 4 (α_t is what the DDPM paper writes ᾱ_t).
@@ -68,9 +70,11 @@ def alpha_from_thousand(beta: Tensor) -> Tensor:
 
 
 def check_steps(T: int) -> None:
-    """Raises ValueError for T < 1."""
+    """Raises ValueError for T < 1 or T > LONGEST."""
     if T < 1:
         raise ValueError(f"schedule.T={T}: a process needs at least 1 step")
+    if T > LONGEST:
+        raise ValueError(f"schedule.T={T}: at most {LONGEST:,} steps")
 
 
 def check_betas(T: int, beta_start: float, beta_end: float) -> None:
