@@ -5,7 +5,7 @@ from anysigma.runs import listing
 
 def test_a_run_whose_results_cannot_be_read_is_a_line_among_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(listing, "read", lambda path, sealed: {"step": 3})
-    for name, results in {"a": {"format": 1}, "b": {"format": 3, "lines": ["fd_digits 7.25"]}, "c": None}.items():
+    for name, results in {"a": {"format": 1}, "b": {"format": 3, "step": 3, "lines": ["fd_digits 7.25"]}, "c": None}.items():
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "checkpoints" / "last.ckpt").touch()
         if results:
