@@ -24,6 +24,12 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """The one in /tmp may hold what a killed process left unfinished, and torch takes it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+
+
 def small():
     return randomized(UNet((1, 8, 8), channels=8, multipliers=[1]), std=0.05).eval()
 

@@ -21,6 +21,12 @@ def test_plain_leaves_what_was_said():
         ({"precision": "bf16-true"}, "weights and their average stay in fp32"),
         ({"precision": "16-mixed", "accelerator": "cpu"}, "fp16 needs a GPU"),
         ({"threads": -1}, "hardware.threads=-1"),
+        (
+            {"devices": -1, "accelerator": "cpu"},
+            "hardware.devices=-1: a number of processes from 1; -1, all of them, is for",
+        ),
+        ({"devices": "two"}, "hardware.devices=two: a number, auto, or a list of GPUs"),
+        ({"devices": [0], "accelerator": "cpu"}, r"hardware.devices=\[0\]: a list names GPUs"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(words, message):
@@ -34,6 +40,14 @@ def test_what_cannot_be_is_refused_in_a_line(words, message):
 def test_a_figures_precision_says_what_products_are_rounded_to(monkeypatch, gpu, tf32, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert Hardware(precision="32-true", tf32=tf32).computes == said
+
+
+def test_all_gpus_are_minus_one_or_auto(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert [Hardware(devices=one).processes for one in (-1, "auto", [0, 2])] == [3, 3, 2]
+    with pytest.raises(ValueError, match=r"^hardware\.devices=-2: "):
+        Hardware(devices=-2)
 
 
 def test_fp16_has_no_fused_optimiser(monkeypatch):

@@ -64,13 +64,21 @@ class Hardware:
         if self.precision not in PRECISIONS:
             said = f"hardware.precision={self.precision}: {', '.join(PRECISIONS)}"
             raise ValueError(f"{said}; weights and their average stay in fp32")
-        if not isinstance(self.devices, int | str) and not self._on_gpu:
-            raise ValueError(f"hardware.devices={list(self.devices)}: a list names GPUs; a CPU takes a number of processes")
+        self._check_devices()
         if not self._on_gpu and str(self.precision).startswith("16"):
             raise ValueError(f"hardware.precision={self.precision}: fp16 needs a GPU; a CPU takes 32-true or bf16-mixed")
 
         if self.fused is True and self.precision == "16-mixed":
             raise ValueError("hardware.fused=true: a fused optimiser takes fp16's scaled gradients, which cannot be clipped")
+
+    def _check_devices(self) -> None:
+        """Raises ValueError for what names no devices; Lightning would end in a trace."""
+        if not isinstance(self.devices, int | str) and not self._on_gpu:
+            raise ValueError(f"hardware.devices={list(self.devices)}: a list names GPUs; a CPU takes a number of processes")
+        if isinstance(self.devices, str) and self.devices != "auto":
+            raise ValueError(f"hardware.devices={self.devices}: a number, auto, or a list of GPUs")
+        if isinstance(self.devices, int) and self.devices < (-1 if self._on_gpu else 1):
+            raise ValueError(f"hardware.devices={self.devices}: a number of processes from 1; -1, all of them, is for GPUs")
 
     @property
     def _on_gpu(self) -> bool:
