@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,7 +108,17 @@ BEFORE = {
 }
 
 
-@pytest.mark.parametrize("phase, number", zip(BEFORE, ASKING, strict=True))
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py"])
+def test_ctrl_c_while_torch_is_imported_leaves_no_trace(program, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / program), "data=rings"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
+    process.send_signal(INT)
+    assert process.communicate(timeout=30)[1] in ("", LINE) and process.returncode in (-INT, 130)
+
+
+@pytest.mark.parametrize("phase, number", list(zip(BEFORE, ASKING, strict=True)))
 def test_before_training_there_is_nothing_to_lose(phase, number, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     waits_in(monkeypatch, BEFORE[phase], tmp_path / "here")
