@@ -40,13 +40,12 @@ def main(cfg: DictConfig) -> None:
     loggers = build(node["logger"])
     step, who = reached(folder, identity(node)), identity(node)
     if step < cfg.trainer.max_steps:
-        import torch
-
         from anysigma.training.job import Facts
+        from anysigma.training.starts import to_the_end
 
         start = find(cfg.init, "last", RUNS, "init") if cfg.init and step == 0 else None
-        torch.manual_seed(cfg.seed)  # the network's first weights
-        outcome = build(node["job"]).run(folder, Facts({k: v for k, v in node.items() if k != "job"}, who), start)
+        facts = Facts({k: v for k, v in node.items() if k != "job"}, who)
+        outcome = to_the_end(lambda: build(node["job"]), cfg.seed, folder, facts, start)
         if not outcome.done:
             leave(outcome.code)
         final = Final(outcome.loggers, cfg.trainer.max_steps)

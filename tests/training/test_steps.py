@@ -22,6 +22,7 @@ class Images(pl.LightningDataModule):
     """Five batches of six images, each in two micro-steps."""
 
     batch_size = B
+    taken = int  # nothing is skipped
 
     def __init__(self):
         super().__init__()
@@ -123,7 +124,7 @@ def shared(made, rank=0, world=1, micro_steps=1):
     """The module as rank `rank` of `world` has it."""
     made._trainer = SimpleNamespace(
         global_rank=rank, world_size=world, accumulate_grad_batches=micro_steps,
-        precision_plugin=SimpleNamespace(forward_context=torch.inference_mode),
+        precision_plugin=SimpleNamespace(forward_context=torch.inference_mode), datamodule=SimpleNamespace(taken=int),
     )  # fmt: skip
     return made
 

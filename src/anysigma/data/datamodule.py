@@ -39,15 +39,16 @@ class Order:
     So a resumed run sees what the uninterrupted one would have seen, and optimiser step k takes the positions k·B …
     (k+1)·B - 1 whatever number of processes and micro-steps share the whole batch B. `batch_size`: b, the share of one
     process and micro-step. `total` batches make the run; iteration starts at batch `start`. With `flips`, entry k stands
-    as k + N where the image is to be mirrored: a fair coin for every position, a function of (seed, p) too.
+    as k + N where the image is to be mirrored: a fair coin for every position, a function of (seed, p) too. `taken`: which
+    batch of the stream comes as the i-th, where some are skipped.
     """
 
     def __init__(
         self, n: int, batch_size: int, seed: int, total: int,
-        start: int = 0, rank: int = 0, world: int = 1, flips: bool = False,
+        start: int = 0, rank: int = 0, world: int = 1, flips: bool = False, taken: Callable[[int], int] = int,
     ):  # fmt: skip
         self.n, self.batch_size, self.seed, self.flips = n, batch_size, seed, flips
-        self.total, self.start, self.rank, self.world = total, start, rank, world
+        self.total, self.start, self.rank, self.world, self.taken = total, start, rank, world, taken
         self._permutation = lru_cache(2)(self._drawn)
         self._coins = Draws(seed, "flips")  # of their own: the order is the same with flips and without
 
@@ -65,7 +66,7 @@ class Order:
         return entries.tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
-        return map(self.batch, range(self.start, self.total))
+        return map(self.batch, map(self.taken, range(self.start, self.total)))
 
     def __len__(self) -> int:
         return self.total
@@ -92,7 +93,7 @@ class ImageDataModule(LightningDataModule):
     optimiser step, all processes and micro-steps together. `flips`: half of all training images are mirrored left to
     right, anew in every epoch; `train` and `held_out` never are. Images stay uint8 until the device: they lie there whole
     and only indices travel, or where they would fill it, batches are fetched ahead from the host (data/placement.py); the
-    batches are the same.
+    batches are the same. `skipped`: batches of the stream, an optimiser step's each, that no step takes; checkpoints say it.
     """
 
     room: int | None = None  # bytes free on the device; None: as it says itself
@@ -106,6 +107,7 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"data.batch_size={batch_size}: at least 1 image is needed")
         self.source = made(source, root=root, download=download)
         self.shape, self.batch_size, self.seed, self.flips = tuple(shape), batch_size, seed, flips
+        self.skipped: list[int] = []
         self._on_device: Tensor | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -157,6 +159,19 @@ class ImageDataModule(LightningDataModule):
             )
         return share
 
+    def taken(self, i: int) -> int:
+        """The micro-step of the stream that micro-step i of the training takes: i, but for what is skipped before it."""
+        k, rest = divmod(i, self.trainer.accumulate_grad_batches)
+        return unskipped(k, self.skipped) * self.trainer.accumulate_grad_batches + rest
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is skipped, where something is."""
+        return {"skipped": self.skipped} if self.skipped else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The same again."""
+        self.skipped = list(state["skipped"])
+
     def train_dataloader(self) -> DataLoader | Fetched:
         """One epoch of max_steps · accumulation batches, starting after those that the trainer has already drawn.
 
@@ -172,6 +187,7 @@ class ImageDataModule(LightningDataModule):
             rank=trainer.global_rank,
             world=trainer.world_size,
             flips=self.flips,
+            taken=self.taken,
         )
         device = trainer.strategy.root_device
         taken = self.way(device)
@@ -193,6 +209,13 @@ class ImageDataModule(LightningDataModule):
             self._on_device = self.train.to(batch.device)
         self.intact()
         return from_uint8(chosen(self._on_device, batch) if self.flips else self._on_device.index_select(0, batch))
+
+
+def unskipped(k: int, skipped: Sequence[int]) -> int:
+    """The k-th, from 0, of the whole numbers from 0 on that are not skipped."""
+    for one in sorted(skipped):
+        k += one <= k
+    return k
 
 
 def made(source: Callable[..., ImageSource], **places: Any) -> ImageSource:

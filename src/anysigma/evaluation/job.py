@@ -19,6 +19,7 @@ from anysigma.report.results import Result
 from anysigma.runs.checkpoint import weights_digest
 from anysigma.studies.all import All
 from anysigma.studies.base import CannotServe, Model, Study
+from anysigma.studies.halves import InHalves, Rows
 
 
 class Evaluation:
@@ -56,13 +57,15 @@ class Evaluation:
         digest = weights_digest(self.denoiser.state_dict())
         card = {**self.card, "weights_sha256": digest, "precision": hardware.computes, "shape": list(self.data.shape)}
         card["memory_format"] = hardware.memory_format
-        model = Model(self.denoiser.to(fabric.device), self.data.shape, card)
+        rows = Rows()
+        model = Model(InHalves(self.denoiser, rows).to(fabric.device), self.data.shape, card)
         if fabric.is_global_zero:
             lacking = features is None and study.needs_features
             made_of = {"step": self.card["step"], "weights_sha256": digest, "precision": hardware.computes}
             record.begin(**made_of, lacks_features=lacking)
         with fabric.autocast():
             for result in self._results(study, model, sampler, features, record, without_features):
+                rows.mark(result, fabric.device)
                 if fabric.is_global_zero:
                     record.add(result)
         if fabric.is_global_zero:

@@ -14,6 +14,7 @@ from torch import Tensor
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.machine.distributed import say, shown
 from anysigma.runs import seal
+from anysigma.runs.not_finite import hold_weights
 
 FORMAT = 3
 SUFFIX = ".ckpt"
@@ -120,8 +121,10 @@ def load_weights(denoiser: Denoiser, checkpoint: dict[str, Any], weights: str = 
 
     Raises ValueError where the file holds another network than its config describes.
     """
+    state = weights_of(checkpoint, weights)
+    hold_weights(state, weights)
     try:
-        denoiser.load_state_dict(weights_of(checkpoint, weights), strict=True)
+        denoiser.load_state_dict(state, strict=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ValueError(f"the checkpoint holds another network than its config describes: {first}") from None

@@ -17,6 +17,7 @@ from anysigma.machine.distributed import gathered, is_first, my_share, rank_and_
 from anysigma.machine.progress import progress
 from anysigma.metrics.card import card_id
 from anysigma.studies.base import Model
+from anysigma.studies.halves import InHalves
 
 
 def generated(
@@ -38,6 +39,8 @@ def generated(
     blocks = sorted({k // block for k in my_share(range(n), block)})
     made = _blocks(model, sampler, blocks, seed, block, shards)
     pieces = list(progress(made, len(blocks), what))
+    if isinstance(model.denoiser, InHalves):
+        model.denoiser.rows.kept(shards)
     ks = [k for b in blocks for k in range(b * block, (b + 1) * block)]
     images = torch.cat([torch.empty(0, *model.shape, dtype=torch.uint8), *pieces])
     return gathered(ks, images)[:n]

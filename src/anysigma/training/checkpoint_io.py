@@ -6,6 +6,7 @@ from typing import Any
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from anysigma.runs import checkpoint as file
+from anysigma.runs.not_finite import hold_finite
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -19,6 +20,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.facts, self.micro_steps = facts, micro_steps
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        hold_finite(checkpoint)
         facts = {**self.facts, "format": file.FORMAT, "step": checkpoint["global_step"]}
         path = Path(path)
         previous = path.with_name(file.PREVIOUS) if path.name == file.LAST else None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,12 @@ class Clipping:
     value: float | None
     algorithm: str = "norm"
 
-    def __call__(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip what the optimiser is about to use."""
+    def __call__(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Clip what the optimiser is about to use; returns the norm that it had, on its device."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if self.value and self.algorithm == "value":
+        if self.value and self.algorithm == "norm":
+            return torch.nn.utils.clip_grad_norm_(parameters, self.value)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.value:
             torch.nn.utils.clip_grad_value_(parameters, self.value)
-        elif self.value:
-            torch.nn.utils.clip_grad_norm_(parameters, self.value)
+        return norm

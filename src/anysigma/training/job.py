@@ -104,7 +104,7 @@ class TrainingJob:
     def _settle(self, facts: Facts, before: dict[str, Any] | None, start: Path | None) -> Hardware:
         """First weights and hardware; says what of the hardware is another than before."""
         record = before and before["config"].get("hardware")
-        hardware, sampling, tried = settle(self._rehearsal(), record)
+        hardware, sampling, tried = settle(self.rehearsal(), record)
         of_sampling = {name: getattr(sampling, name) for name in OF_SAMPLING}
         facts.config = {**facts.config, "hardware": {**asdict(hardware), "sampling": of_sampling, "tried": tried}}
         denoisers = (self.module.denoiser, self.module.ema)
@@ -123,7 +123,7 @@ class TrainingJob:
         say(f"{parameters / 1e6:.2f} M parameters, {len(self.data.train)} images, {machine}")
         return hardware
 
-    def _rehearsal(self) -> Rehearsal:
+    def rehearsal(self) -> Rehearsal:
         """What a trial of the hardware would do."""
         said, hardware = self.trainer.keywords, self.hardware.placed()
         clip = Clipping(said["gradient_clip_val"], said["gradient_clip_algorithm"])

@@ -24,7 +24,8 @@ class DiffusionModule(LightningModule):
     `optimizer`: parameters → optimiser; `ema`: denoiser → EMA; `warmup`: steps over which the learning rate rises
     linearly from 0; `seed`: t and ε of position p of the stream of images are a function of (seed, p) alone, so that any
     number of processes and micro-steps train alike; dropout of micro-step i on rank r is one of (seed, r, i);
-    `block`: images sampled at once. `images_seen` counts training images, of all processes.
+    `block`: images sampled at once. `images_seen` counts training images, of all processes. `gradient_norm`: before it was
+    clipped, of all processes' gradient; `leaves_out`: norm → whether the step is left out.
     """
 
     def __init__(
@@ -45,21 +46,22 @@ class DiffusionModule(LightningModule):
         self.denoiser, self.objective, self.sampler, self.optimizer = denoiser, objective, sampler, optimizer
         self.ema = ema(denoiser)
         self.shape, self.warmup, self.seed, self.block = tuple(shape), warmup, seed, block
-        self._u, self._eps = Draws(seed, "t"), Draws(seed, "eps")
-        self.images_seen, self.fused = 0, False
+        self.draws_of_t, self._eps = Draws(seed, "t"), Draws(seed, "eps")
+        self.images_seen, self.fused, self.left_out = 0, False, False
+        self.leaves_out: Callable[[Tensor], bool] = lambda norm: False
 
     def training_step(self, x_0: Tensor, batch_idx: int) -> Tensor:
         """An estimate of L_γ/(T·d) on this process's share of micro-step `batch_idx`, `[b, C, H, W]`."""
         torch.manual_seed(stream_seed(self.seed, self.global_rank, batch_idx))  # dropout
         batch, mine = self.positions(len(x_0), batch_idx)
-        t, weight = self.objective.draw_t(self._u.uniform(batch), self.denoiser.process.T)  # a rule may look at all u
+        t, weight = self.objective.draw_t(self.draws_of_t.uniform(batch), self.denoiser.process.T)  # a rule may want all u
         eps = self._eps.normal(batch[mine], x_0.shape[1:])
-        return (weight[mine] * self.objective(self.denoiser, x_0, t[mine], eps)).mean()
+        return telling((weight[mine] * self.objective(self.denoiser, x_0, t[mine], eps)).mean())
 
     def positions(self, b: int, i: int) -> tuple[Tensor, slice]:
         """Where in the stream of images the batch of micro-step i lies, long `[B]`, and which b of these are this rank's."""
         world, micro_steps = self.trainer.world_size, self.trainer.accumulate_grad_batches
-        first, B = (i * world + self.global_rank) * b, b * world * micro_steps
+        first, B = (self.trainer.datamodule.taken(i) * world + self.global_rank) * b, b * world * micro_steps
         start = first % B
         return torch.arange(first - start, first - start + B, device=self.device), slice(start, start + b)
 
@@ -86,14 +88,18 @@ class DiffusionModule(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None, gradient_clip_algorithm: str | None
     ) -> None:
-        """As the trainer says, whatever the optimiser's form."""
-        Clipping(gradient_clip_val, gradient_clip_algorithm or "norm")(optimizer)
+        """As the trainer says, whatever the optimiser's form; without gradients, no optimiser changes anything."""
+        self.gradient_norm = Clipping(gradient_clip_val, gradient_clip_algorithm or "norm")(optimizer)
+        self.left_out = self.leaves_out(self.gradient_norm)
+        if self.left_out:
+            optimizer.zero_grad()
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
-        """One optimiser step and, right after it, one step of the average."""
+        """One optimiser step and, right after it, one step of the average, unless it is left out."""
         k = self.global_step
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.ema.update(self.denoiser, k)
+        if not self.left_out:
+            self.ema.update(self.denoiser, k)
         self.images_seen += self.trainer.datamodule.batch_size
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -109,6 +115,11 @@ class DiffusionModule(LightningModule):
         with self.trainer.precision_plugin.forward_context():
             blocks = generate(self.ema, sampler or self.sampler, ks, self.shape, seed=seed, block=block or self.block)
             return torch.cat([torch.empty(0, *self.shape, device=self.device), *(x_0.float() for _, x_0 in blocks)])
+
+
+def telling(loss: Tensor) -> Tensor:
+    """The same loss; where it is not finite, neither is its gradient, and so neither is that of any other process."""
+    return loss * torch.where(loss.detach().isfinite(), torch.ones_like(loss.detach()), torch.nan)
 
 
 def warn_of_untrained_start(denoiser: Denoiser, objective: LGamma) -> None:
