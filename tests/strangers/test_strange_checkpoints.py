@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -228,8 +229,22 @@ def test_many_values_and_pickles(place, data):
 
 
 def test_what_is_good_is_opened(place):
-    with watched(place):
-        opened(place / "good.ckpt", Generalized.with_eta(2, 0.0, Uniform(), True), Hardware()).data.setup()
+    path = place / "again.ckpt"
+    path.write_bytes(saved(torch.load(place / "good.ckpt", weights_only=True)))  # as the strange ones are made
+    for one in (place / "good.ckpt", path):
+        with watched(place):
+            opened(one, Generalized.with_eta(2, 0.0, Uniform(), True), Hardware()).data.setup()
+
+
+def test_an_archive_that_is_compressed_is_not_unpacked(place):
+    """Ten megabytes of it would be ten gigabytes of memory."""
+    path, content = place / "bomb.ckpt", io.BytesIO()
+    with zipfile.ZipFile(place / "good.ckpt") as good, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in good.namelist():
+            bomb.writestr(name, good.read(name) + bytes(10**8 if name.endswith("data.pkl") else 0))
+    path.write_bytes(sealed(content.getvalue()))
+    with pytest.raises(ValueError, match=r"truncated, or no file of ours \(BadZipFile\)"):
+        read(path)
 
 
 @pytest.mark.parametrize(
