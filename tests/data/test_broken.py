@@ -19,6 +19,7 @@ from PIL import Image
 from anysigma.data import ahead as ahead_module
 from anysigma.data import decoded as decoded_module
 from anysigma.data import folder as folder_module
+from anysigma.data import placement
 from anysigma.data.ahead import ahead
 from anysigma.data.cifar10 import FOLDER, TRAIN, batch, unpack
 from anysigma.data.datamodule import ImageDataModule, Order
@@ -425,7 +426,21 @@ def test_every_use_of_a_mapped_cache_asks_whether_it_is_what_it_was(folder, mapp
             use()
 
 
+def test_a_batch_that_does_not_come_is_a_line(never, monkeypatch):
+    monkeypatch.setattr(ahead_module, "GRACE", 0.1)
+    monkeypatch.setattr(placement, "PATIENCE", 0.2)
+    fetched = Fetched(torch.zeros(4, *SHAPE), Order(4, 2, 0, total=9), 2, intact=never.wait)
+    with pytest.raises(TimeoutError, match=r"^a batch of images: no answer for 0\.2 s$"):
+        next(iter(fetched))
+
+
 # The published sets, and the hash of each
+
+
+@pytest.mark.parametrize("source", [lambda: Rings(10**9), lambda: Rings(2, float("inf")), lambda: FashionMNIST(pad=10**6)])
+def test_what_would_take_all_memory_is_refused(source):
+    with pytest.raises(ValueError, match="at most"):
+        source()
 
 
 def test_a_cut_file_of_cifar10_is_one_line(tmp_path):

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from anysigma.compose import config
 from anysigma.compose.cli import one_line
 from anysigma.compose.config import check, plain
+from anysigma.machine.distributed import say
 from anysigma.machine.secrets import redacted, refuse_values, refuse_words, secrets
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +124,11 @@ def test_a_long_text_is_no_trap(text):
     refuse_values({"x": text})
     refuse_words([text])
     assert time.process_time() - start < 20  # by the square of its length it would be minutes
+
+
+def test_what_is_said_is_starred(capsys):
+    say(f"no distance: http://u:p@h says {KEY}")
+    assert capsys.readouterr().out == "no distance: http://***@h says ***\n"
 
 
 def test_errors_and_traces_are_starred(tmp_path):

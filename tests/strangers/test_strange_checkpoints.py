@@ -1,9 +1,11 @@
 """Checkpoints of strangers: whatever lies in them, they are opened or refused in one line, and nothing of them runs."""
 
 import copy
+import hashlib
 import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from anysigma.evaluation.bounded import network
 from anysigma.evaluation.stored import opened
 from anysigma.machine.choice import for_sampling
 from anysigma.machine.hardware import Hardware
+from anysigma.runs import seal
 from anysigma.runs.checkpoint import FORMAT, read, write
 from anysigma.runs.identity import identity
 from anysigma.runs.listing import listing, reached
@@ -108,6 +111,7 @@ def open_all(place, path, known):
 def held(content, place):
     path = place / "runs/a/checkpoints/last.ckpt"
     path.write_bytes(content)
+    seal._broken.cache_clear()  # it knows a file by its size and date: here several are written in a moment
     known = identity(read(place / "good.ckpt")["config"])
     with watched(place):
         open_all(place, path, known)
@@ -141,7 +145,14 @@ def changed(node, way, what, value):
 def saved(content, **options):
     file = io.BytesIO()
     torch.save(content, file, **options)
-    return file.getvalue()
+    return sealed(file.getvalue(), zipped=options.get("_use_new_zipfile_serialization", True))
+
+
+def sealed(data, zipped=True):
+    """As a stranger would seal it: the seal says who wrote nothing, only that it is whole."""
+    data = data[:-2] if zipped else data
+    comment = seal.KIND + hashlib.sha256(data).hexdigest().encode()
+    return data + len(comment).to_bytes(2, "little") + comment
 
 
 WHATS = st.sampled_from(["replace", "replace", "replace", "remove", "add", "rename"])
@@ -164,17 +175,18 @@ TAKEN = ("schedule", "model", "parameterization", "data", "features")
 
 def strange_values(place, data):
     value = data.draw(VALUES)
-    held(saved(value) if data.draw(st.booleans()) else pickle.dumps(value, data.draw(st.integers(0, 5))), place)
+    pickled = sealed(pickle.dumps(value, data.draw(st.integers(0, 5))), zipped=False)
+    held(saved(value) if data.draw(st.booleans()) else pickled, place)
 
 
 def strange_bytes(place, data):
-    content = bytearray((place / "good.ckpt").read_bytes())
+    content = bytearray((place / "good.ckpt").read_bytes()[: -seal.TAIL] + bytes(2))
     head = min(len(content), 9000)  # the pickle: behind it lie the weights
     for _ in range(data.draw(st.integers(1, 6))):
         end = head if data.draw(st.booleans()) else len(content)
         at = data.draw(st.integers(0, end))
         content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
-    held(bytes(content), place)
+    held(sealed(bytes(content)) if data.draw(st.integers(0, 3)) else bytes(content), place)
 
 
 @settings(max_examples=60, **PLAIN)
@@ -217,8 +229,22 @@ def test_many_values_and_pickles(place, data):
 
 
 def test_what_is_good_is_opened(place):
-    with watched(place):
-        opened(place / "good.ckpt", Generalized.with_eta(2, 0.0, Uniform(), True), Hardware()).data.setup()
+    path = place / "again.ckpt"
+    path.write_bytes(saved(torch.load(place / "good.ckpt", weights_only=True)))  # as the strange ones are made
+    for one in (place / "good.ckpt", path):
+        with watched(place):
+            opened(one, Generalized.with_eta(2, 0.0, Uniform(), True), Hardware()).data.setup()
+
+
+def test_an_archive_that_is_compressed_is_not_unpacked(place):
+    """Ten megabytes of it would be ten gigabytes of memory."""
+    path, content = place / "bomb.ckpt", io.BytesIO()
+    with zipfile.ZipFile(place / "good.ckpt") as good, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in good.namelist():
+            bomb.writestr(name, good.read(name) + bytes(10**8 if name.endswith("data.pkl") else 0))
+    path.write_bytes(sealed(content.getvalue()))
+    with pytest.raises(ValueError, match=r"truncated, or no file of ours \(BadZipFile\)"):
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +264,7 @@ def test_a_network_larger_than_its_weights_is_never_built(change, place):
 
 
 @pytest.mark.parametrize("T", [0, 10**6 + 1, 10**12])
-@pytest.mark.parametrize("kind", ["linear.Linear", "cosine.Cosine", "quadratic.Quadratic", "sigmoid.Sigmoid"])
+@pytest.mark.parametrize("kind", ["linear.Linear", "cosine.Cosine", "sigmoid.Sigmoid"])
 def test_a_schedule_has_an_end(kind, T):
     with pytest.raises(ValueError, match=f"schedule.T={T}: "):
         build({"_target_": f"anysigma.diffusion.schedules.{kind}", "T": T})

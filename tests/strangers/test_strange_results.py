@@ -165,19 +165,19 @@ def strange_values(place, data):
     held(dumped(data.draw(VALUES)), place)
 
 
-@settings(max_examples=60, **PLAIN)
+@settings(max_examples=80, **PLAIN)
 @given(data=st.data())
 def test_an_evaluation_with_strange_parts(place, data):
     strange_parts(place, data)
 
 
-@settings(max_examples=25, **PLAIN)
+@settings(max_examples=30, **PLAIN)
 @given(data=st.data())
 def test_an_evaluation_with_strange_bytes(place, data):
     strange_bytes(place, data)
 
 
-@settings(max_examples=15, **PLAIN)
+@settings(max_examples=20, **PLAIN)
 @given(data=st.data())
 def test_any_json(place, data):
     strange_values(place, data)

@@ -109,7 +109,7 @@ def one_line_errors(conf: str | None = None) -> Iterator[None]:
         if not getattr(stop, "silent", False):
             print("stopped; the same command goes on from what is saved", file=sys.stderr)
         raise SystemExit(128 + getattr(stop, "number", signal.SIGINT)) from None
-    except USER_ERRORS as error:
+    except Exception as error:
         if not said_by_us(error):
             raise
         print(f"error: {one_line(error, conf)}", file=sys.stderr)
@@ -117,19 +117,24 @@ def one_line_errors(conf: str | None = None) -> Iterator[None]:
 
 
 def said_by_us(error: BaseException) -> bool:
-    """Whether it answers bad input: Hydra's and OmegaConf's, the system's, or a ValueError that we or they raised."""
-    if isinstance(error, ConfigError | OmegaConfBaseException) or not isinstance(error, ValueError):
+    """Whether it answers bad input: Hydra's and OmegaConf's, the system's, or a ValueError that we raised.
+
+    And whatever those two stumble over themselves: `data=3` is a TypeError in Hydra's own code.
+    """
+    if isinstance(error, ConfigError | OmegaConfBaseException | HydraException | OSError):
         return True
     frame = error.__traceback__
     while frame and frame.tb_next:
         frame = frame.tb_next
     where = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
-    return "anysigma" in where or where.split(".")[0] in ("hydra", "omegaconf")
+    return (isinstance(error, ValueError) and "anysigma" in where) or where.split(".")[0] in ("hydra", "omegaconf")
 
 
 def one_line(error: BaseException, conf: str | None) -> str:
     """The first thing a person needs to know, with near spellings where a name was wrong; no secrets."""
     text = redacted(str(error))
+    if not isinstance(error, USER_ERRORS):
+        text = f"a word cannot be understood ({type(error).__name__}: {text}); HYDRA_FULL_ERROR=1 shows where"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
         if "Key '" in text or "To append" in text or "not in" in text:

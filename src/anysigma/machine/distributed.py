@@ -11,6 +11,8 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from anysigma.machine.secrets import redacted
+
 # Work over few images is cut into at least so many blocks, for as many processes.
 PARTS = 4
 
@@ -63,9 +65,9 @@ def agreed(value: bool) -> bool:
 
 
 def say(line: str) -> None:
-    """One line, once, whatever the number of processes."""
+    """One line, once, whatever the number of processes, without the machine's secrets."""
     if is_first():
-        print(line, flush=True)
+        print(redacted(line), flush=True)
 
 
 def shown(path: Path | str) -> str:

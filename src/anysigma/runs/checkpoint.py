@@ -102,7 +102,7 @@ def read(path: Path, *, sealed: bool = True) -> dict[str, Any]:
     if sealed and (wrong := seal.broken(path)):
         raise ValueError(f"checkpoint {path}: {wrong}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=plain_zip(path))
     except Exception as error:  # a damaged pickle ends in whatever its reader stumbles over
         raise ValueError(f"checkpoint {path}: truncated, or no file of ours ({type(error).__name__})") from None
     if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), kind) for k, kind in HOLDS.items()):
@@ -114,6 +114,16 @@ def read(path: Path, *, sealed: bool = True) -> dict[str, Any]:
     if checkpoint["format"] != FORMAT:
         raise ValueError(f"checkpoint {path}: format {checkpoint['format']}, this version reads {FORMAT}")
     return checkpoint
+
+
+def plain_zip(path: Path) -> bool:
+    """Whether it is a zip archive; raises BadZipFile for a compressed one: a few bytes of it may be all of the memory."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+            raise zipfile.BadZipFile
+    return True
 
 
 def load_weights(denoiser: Denoiser, checkpoint: dict[str, Any], weights: str = "ema") -> Denoiser:
