@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """`mode`: works; silent (takes a request and never answers); broken (500). `rows`: by run, what it was sent."""
+    """`mode`: works; silent (takes a request and never answers); broken (500); nonsense. `rows`: what was sent, by run."""
 
     daemon_threads = True
 
@@ -38,6 +40,8 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.1)
         if self.server.mode == "broken":
             self.answer({"error": "broken"}, 500)
+        elif self.server.mode == "nonsense":
+            self.answer({"data": {}})
         elif self.path == "/graphql":
             asked = json.loads(body)
             self.answer({"data": self.graphql(asked["query"], asked["variables"])})
@@ -75,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         history = body.get("files", {}).get("wandb-history.jsonl", {"offset": 0, "content": []})
         rows = self.server.rows.setdefault(run, [])
         for at, line in enumerate(history["content"], history["offset"]):
-            rows[at:at + 1] = [json.loads(line)]
+            rows[at : at + 1] = [json.loads(line)]
 
     def answer(self, content, code=200):
         body = json.dumps(content).encode()
@@ -98,3 +102,17 @@ def serving(mode="works"):
         server.mode = "gone"
         server.shutdown()
         server.server_close()
+
+
+def rows_of(folder):
+    """The history of a run's folder, as W&B's own reader prints it."""
+    (file,) = folder.glob("*.wandb")
+    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    said = subprocess.run(words, capture_output=True, text=True, check=True, cwd=folder).stdout
+    records = map(json.loads, said.splitlines())
+    return [record["history"]["item"] for record in records if record["type"] == "history"]
+
+
+def offline(folder):
+    """The rows of all the offline runs of a run's folder, one after the other."""
+    return [row for one in sorted((folder / "wandb").glob("offline-run-*")) for row in rows_of(one)]

@@ -32,7 +32,8 @@ class Wandb(Logger):
     `mode`: online, offline, disabled, or null: WANDB_MODE if set, else online where a key is found, else offline.
     An online start that fails falls back to offline with one line. `patience`: seconds that W&B may take at the end for what
     it has not sent by then. Whatever W&B raises costs one line, once; then it is left alone, and metrics.csv goes on: it is
-    the truth. `record` says which W&B run this is (see wandb_id.tracked), None beside the first process.
+    the truth. `record` says which W&B run this is (see wandb_id.tracked), None beside the first process. Raises ValueError
+    for another `mode`.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Wandb(Logger):
         self.folder, self.patience, self.record = Path(folder), patience, None
         self._aside: Aside | None = None
         self._results: list[Result] = []
-        mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+        mode = asked(mode)
         if is_first() and mode != "disabled":
             try:
                 self.record = tracked(self.folder)
@@ -158,6 +159,16 @@ def place(folder: Path) -> list[Any]:
     at = len(path.parts) - path.parts[::-1].index("logs")
     job, *names = path.parts[at:]
     return [Path(*path.parts[:at]), job, *(names or [job])]
+
+
+def asked(mode: str | None) -> str:
+    """`mode`, or what the environment says in its place. Raises ValueError for what is none."""
+    word = "logger.wandb.mode" if mode else "WANDB_MODE"
+    mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)  # W&B's older words
+    if mode not in ("online", "offline", "disabled"):
+        raise ValueError(f"{word}={mode}: online, offline or disabled")
+    return mode
 
 
 def has_key() -> bool:

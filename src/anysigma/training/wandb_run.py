@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from anysigma.machine.distributed import shown
 from anysigma.training.wandb_files import last_step
 
 STEP = "trainer/global_step"
+# Seconds in which W&B has to answer a start; the run has begun meanwhile.
+ANSWER = 20.0
 # Whose lowest value stands in the summary, not the last.
 LOWEST = ("distance/*", "held_out/*")
 
@@ -48,7 +51,7 @@ class WandbRun:
         import wandb
 
         settings = wandb.Settings(
-            console="off", init_timeout=20, silent=True, x_disable_stats=self.init["mode"] != "online",
+            console="off", init_timeout=ANSWER, silent=True, x_disable_stats=self.init["mode"] != "online",
             finish_timeout=self.patience, finish_timeout_raises=True,
         )  # fmt: skip
         # A run of its own, whatever else this process has open.
@@ -85,11 +88,16 @@ class WandbRun:
 
     def finish(self, exit_code: int) -> None:
         """Close it with the exit code of the process; raises TimeoutError where W&B did not get all in time."""
-        if self._run is not None:
+        if self._run is None:
+            return
+        try:
+            self._flush()
+        finally:
             try:
-                self._flush()
-            finally:
                 self._run.finish(exit_code=exit_code)
+            except TimeoutError:
+                left = shown(Path(self._run.settings.sync_dir))
+                raise TimeoutError(f"{self.patience:g} s were too short, `wandb sync {left}` sends the rest") from None
 
 
 def reason(error: BaseException) -> str:
