@@ -9,12 +9,22 @@ from anysigma.training import aside
 from anysigma.training.aside import Aside
 
 
+class Hanging:
+    """A call that does not return before the test has ended."""
+
+    def __init__(self):
+        self.begun, self.end = threading.Event(), threading.Event()
+
+    def __call__(self):
+        self.begun.set()
+        self.end.wait()
+
+
 @pytest.fixture
 def hanging():
-    """A call that does not return before the test has ended."""
-    end = threading.Event()
-    yield end.wait
-    end.set()
+    hanging = Hanging()
+    yield hanging
+    hanging.end.set()
 
 
 def test_calls_run_one_after_the_other_in_a_thread_of_their_own():
@@ -43,6 +53,7 @@ def test_the_first_that_raises_ends_them_is_told_once_and_the_last_call_still_co
 def test_who_asks_never_waits_for_a_call_that_hangs_and_the_end_has_its_limit(hanging):
     aside = Aside(print)
     aside(hanging)
+    assert hanging.begun.wait(10)
     for _ in range(1000):
         aside(print)
     assert not aside.close(print, limit=0.1)
@@ -53,6 +64,7 @@ def test_a_call_that_hangs_ends_them_and_what_is_asked_for_later_takes_no_memory
     said = []
     calls = Aside(said.append)
     calls(hanging)
+    assert hanging.begun.wait(10)
     time.sleep(0.2)
     for _ in range(50):
         calls(print)
@@ -64,6 +76,7 @@ def test_too_many_that_wait_end_them(hanging, monkeypatch):
     said = []
     calls = Aside(said.append)
     calls(hanging)
+    assert hanging.begun.wait(10)
     for _ in range(50):
         calls(print)
     assert calls.over and [str(error) for error in said] == ["10 calls behind"]
