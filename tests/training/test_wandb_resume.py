@@ -10,10 +10,12 @@ import sys
 import time
 from collections import Counter
 
+import numpy as np
 import pytest
 from test_training import LIGHT, ROOT, command, train_here
 from wandb_server import offline, rows_of, serving
 
+from anysigma.report.results import Result, Row
 from anysigma.runs.checkpoint import read
 from anysigma.training.loggers import MetricsCSV, numbers
 from anysigma.training.loggers_wandb import Wandb
@@ -71,6 +73,7 @@ def local(folder):
     return {step: {k: v for k, v in row.items() if "loss" in k} for step, row in found.items()}
 
 
+RESULT = Result("fidelity", rows=[Row("fd", 1.0)], pictures={"grid": np.zeros((4, 4, 3), np.uint8)})
 WHOLE = {s: {"train/loss": 1 / s, **({"held_out/loss": 2 / s} if s % 5 == 0 else {})} for s in range(1, 41)}
 
 
@@ -235,3 +238,20 @@ def test_cutting_back_tells_wandb_nothing_of_what_comes_again(tmp_path):
     logger.finish(0)
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     assert [(row["_step"], row["a"]) for row in rows_of(folder)] == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_final_figures_that_failed_and_are_measured_again_arrive(tmp_path):
+    for begin, code in ((0, 1), (3, 0)):
+        logger = Wandb(tmp_path, {}, mode="offline")
+        logger.cut_back(begin, final=begin == 0)
+        for step in range(begin + 1, 4):
+            logger.log_metrics({"a": float(step)}, step)
+        if code == 0:
+            for result in (RESULT, RESULT):  # two studies' worth
+                logger.log_metrics({"final/fd": 1.0}, 3)
+                logger.log_final(result, 3)
+        logger.finish(code)
+    rows = offline(tmp_path)
+    assert [row["a"] for row in rows if "a" in row] == [1, 2, 3]
+    (final,) = [row for row in rows if "final/fd" in row]
+    assert final["trainer/global_step"] == 3 and final["final/table.nrows"] == 2 and final["final/grid.width"] == 4

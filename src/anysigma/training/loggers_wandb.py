@@ -85,8 +85,11 @@ class Wandb(Logger):
             self._aside(function, *args)
 
     @rank_zero_only
-    def cut_back(self, step: int) -> None:
-        """Training begins after `step`: what W&B lacks up to there is told it from metrics.csv."""
+    def cut_back(self, step: int, final: bool = True) -> None:
+        """Training begins after `step`: what W&B lacks up to there is told it from metrics.csv.
+
+        `final` False: the final figures are measured again; they join the last step's row, which waits for them.
+        """
         self._later(self._go_on, step)
 
     @rank_zero_only

@@ -39,7 +39,7 @@ def kept(folder: Path) -> dict[str, str] | None:
     found = noted(folder)
     if found is None and last(folder).exists():
         try:
-            found = whole(read(last(folder)).get("wandb"))
+            found = whole(read(last(folder), sealed=False).get("wandb"))
         except ValueError:  # who goes on from it will say so
             found = None
     return found

@@ -69,17 +69,21 @@ class WandbRun:
         """A part of a step's row; without `step` a row at once."""
         if step is None:
             self._run.log(row)
-        elif step > self.known:
-            if step != self._pending[0]:
+            return
+        # Final figures that were measured again: W&B adds nothing to a row that it has.
+        late = step == self.known and all(name.startswith("final/") for name in row)
+        at = step + 1 if late else step
+        if row and at > self.known:
+            if at != self._pending[0]:
                 self._flush()
-                self._pending = (step, {})
+                self._pending = (at, {STEP: step})
             self._pending[1].update(row)
 
     def _flush(self) -> None:
         step, row = self._pending
         self._pending = (-1, {})
         if row:
-            self._run.log({**row, STEP: step}, step=step, commit=True)
+            self._run.log(row, step=step, commit=True)
             self.known = step
 
     def summary(self, values: dict[str, Any]) -> None:
