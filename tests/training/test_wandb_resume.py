@@ -23,8 +23,8 @@ from anysigma.training.wandb_files import last_step
 
 # W&B writes and sends at once, so that a kill comes after it: what is repeated later is there already.
 AT_ONCE = {"WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": "0.1", "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.1"}
-# Starts of one run: from, to, and whether it is killed then. The second and third repeat steps; the last is whole.
-STARTS = [(0, 20, True), (10, 30, True), (25, 40, False)]
+# Starts of one run: from, to, and whether it is killed then. The second repeats steps.
+STARTS = [(0, 30, True), (10, 40, False)]
 RUN = """
 import os, sys, time
 from pathlib import Path
@@ -82,8 +82,8 @@ def test_offline_each_step_stands_once_when_the_folders_are_read_together(tmp_pa
         start(tmp_path, *words, WANDB_MODE="offline")
     folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
     own = json.loads((tmp_path / "wandb.json").read_text())["id"]
-    assert len(folders) == 3 and all(folder.name.endswith(own) for folder in folders)
-    assert rows_of(folders[0])[-1]["_step"] > 15  # the second start had something to repeat
+    assert len(folders) == 2 and all(folder.name.endswith(own) for folder in folders)
+    assert rows_of(folders[0])[-1]["_step"] > 20  # the second start had something to repeat
     assert by_step(offline(tmp_path)) == local(tmp_path) == WHOLE
 
 
