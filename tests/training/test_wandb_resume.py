@@ -219,12 +219,12 @@ def test_a_file_that_was_cut_or_damaged_gives_what_comes_before(long, tmp_path):
         place.write_bytes(content[:end])
         os.utime(place, (0, 0))
         found.append(last_step(tmp_path, own))
-    assert found == sorted(found) and found[0] == -1 and 350 < found[-1] < 399
+    assert found == sorted(found) and found[0] == -1 and found[-1] > 300 and len(set(found)) > 5
     damaged = bytearray(content)
     damaged[len(content) // 2 : len(content) // 2 + 64] = bytes(range(64))
     place.write_bytes(damaged)
     os.utime(place, (0, 0))
-    assert last_step(tmp_path, own) <= 399
+    assert found[3] <= last_step(tmp_path, own) <= 399  # and nothing is raised
 
 
 def test_cutting_back_tells_wandb_nothing_of_what_comes_again(tmp_path):
