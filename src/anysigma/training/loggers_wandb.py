@@ -57,6 +57,7 @@ class Wandb(Logger):
             os.environ.setdefault(name, str(logs / "cache" / "wandb"))
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # whose exporter waits at exit for a server that is down
+        os.environ.pop("WANDB_SERVICE", None)  # of a process that started this one: what it holds outlives this one
         import wandb  # noqa: F401  here, and not in the thread while data workers are forked
 
         self._run = WandbRun(
