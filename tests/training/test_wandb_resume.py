@@ -21,8 +21,8 @@ from anysigma.training.loggers import MetricsCSV, numbers
 from anysigma.training.loggers_wandb import Wandb
 from anysigma.training.wandb_files import last_step, steps_of
 
-# W&B writes and sends at once, so that a kill comes after it: what is repeated later is there already.
-AT_ONCE = {"WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": "0.1", "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.1"}
+# W&B writes at once, not every 15 s, so that a kill comes after it: what is repeated later is there already.
+AT_ONCE = {"WANDB__TRANSACTION_LOG_FLUSH_INTERVAL": "0.1"}
 # Starts of one run: from, to, and whether it is killed then. The second repeats steps.
 STARTS = [(0, 30, True), (10, 40, False)]
 RUN = """
@@ -102,6 +102,7 @@ def test_offline_each_step_stands_once_when_the_folders_are_read_together(tmp_pa
     assert by_step(offline(tmp_path)) == local(tmp_path) == WHOLE
 
 
+@pytest.mark.slow
 def test_online_each_step_stands_once_on_the_server(tmp_path):
     with serving() as server:
         online = {"WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
