@@ -10,6 +10,8 @@ from typing import Any
 WAITING = 100_000
 # Seconds after which a call that does not return is taken to never return.
 STUCK = 300.0
+# Seconds between looks: what was asked for meanwhile is done in one go, so that the thread seldom takes Python from others.
+PAUSE = 0.5
 
 
 class Aside:
@@ -66,6 +68,8 @@ class Aside:
             self._calls.task_done()
             if last:
                 return
+            if self._calls.empty():
+                time.sleep(PAUSE)
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
