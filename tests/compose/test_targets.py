@@ -23,7 +23,7 @@ HOSTILE = [
     "anysigma.runs.checkpoint.write", "anysigma.runs.checkpoint.read", "anysigma.data.download.fetch",
     "anysigma.evaluation.stored.opened", "anysigma.report.page.write_report", "torch.optim.SGD", "torch.nn.Linear",
     "lightning.pytorch.callbacks.ModelCheckpoint", "importlib.import_module", "webbrowser.open", "shutil.rmtree",
-    "anysigma.machine.distributed.one_at_a_time", "anysigma.training.loggers.Wandb.log_image",
+    "anysigma.machine.distributed.one_at_a_time", "anysigma.training.loggers_wandb.Wandb.log_image",
 ]  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def test_a_figure_says_all_of_its_protocol(place):
 def test_a_fresh_project_at_wandb_has_a_section_a_study(place):
     run(place, ROOT / "evaluate.py", *SMALL, "study=table", "study.steps=[2,4]", *ONE_ROW, WANDB_MODE="offline")
     (offline,) = place.glob("logs/evaluate/small/table-*/wandb/offline-run-*")
-    assert re.search(r"offline-run-.*-small-table-", offline.name)
+    assert re.search(r"offline-run-\d+_\d+-[0-9a-f]{16}$", offline.name)
     media = {
         path.relative_to(offline / "files/media").parts[:2]
         for path in (offline / "files/media").rglob("*")

@@ -125,7 +125,7 @@ TARGETS = (
         "anysigma.runs.checkpoint.write", "anysigma.data.download.fetch", "anysigma.evaluation.final.final_figures",
         "torch.optim.Adam.__init__.__globals__", "anysigma.diffusion.schedules.linear.Linear.__init__.__globals__",
         "anysigma.diffusion.schedules.linear.torch.load", "importlib.import_module", "runpy.run_path", "mypkg.Mine",
-        "anysigma.studies.all.All", "anysigma.training.loggers.Wandb", "functools.partial", "shutil.rmtree",
+        "anysigma.studies.all.All", "anysigma.training.loggers_wandb.Wandb", "functools.partial", "shutil.rmtree",
 )  # fmt: skip
 
 

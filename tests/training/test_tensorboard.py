@@ -150,3 +150,39 @@ def test_a_run_that_begins_again_hides_what_the_first_attempt_logged(tmp_path):
     train_here(tmp_path, *words)
     events = recorded(tmp_path)
     assert steps(events, "train/loss") == [1, 2] and [e.step for e in events.Images("samples/data")] == [0]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from anysigma.training.loggers_tensorboard import TensorBoard
+
+logger = TensorBoard(Path(sys.argv[1]), {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # the system then refuses to write, as on a full disk
+logger.cut_back(0)
+for step in range(1, 200):
+    logger.log_metrics({"a": 1.0}, step)
+    logger.log_image("b", [np.zeros((8, 8, 3), np.uint8)], step)
+    logger.save()
+logger.finalize("success")
+logger.finish(0)
+"""
+
+
+def test_a_full_disk_costs_the_event_file_and_one_line(tmp_path):
+    pytest.importorskip("resource", reason="limits are Unix's")
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == f"TensorBoard is left alone: [Errno 27] File too large; figures are in {tmp_path}\n"
+
+
+def test_a_call_that_raises_costs_tensorboard_and_not_the_run(tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", broken)
+    train_here(tmp_path, "logger=tensorboard", "features=none", "trainer.max_steps=5")
+    said = [line for line in capsys.readouterr().out.splitlines() if "TensorBoard" in line]
+    assert said == [f"TensorBoard is left alone: broken; figures are in {tmp_path}"]
+    assert "train/loss" in (tmp_path / "metrics.csv").read_text()

@@ -51,12 +51,13 @@ SILENCED = (
 
 @dataclass
 class Facts:
-    """What a run's checkpoints say of it: the resolved config, its identity, and the weights it began with."""
+    """What a run's checkpoints say of it: resolved config, identity, the weights it began with, which W&B run it is."""
 
     config: dict[str, Any]
     identity: dict[str, Any]
     init_sha256: str | None = None
     data_hash: str | None = None
+    wandb: dict[str, str] | None = None
 
 
 class TrainingJob:
@@ -93,6 +94,7 @@ class TrainingJob:
         code, done = 1, False
         try:
             loggers += [logger(folder=folder, config=facts.config) for logger in self.loggers.values()]
+            facts.wandb = next((one.record for one in loggers if hasattr(one, "record")), (before or {}).get("wandb"))
             trainer = self._trainer(folder, facts, hardware, features, loggers)
             code = self._train(trainer, folder, before["step"] if before else 0)
             done = code == 0 and trainer.global_step >= trainer.max_steps

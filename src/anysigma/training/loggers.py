@@ -1,15 +1,16 @@
-"""Where numbers go while a run goes on: metrics.csv always, W&B beside it (TensorBoard: loggers_tensorboard)."""
+"""Where numbers go while a run goes on: metrics.csv always; beside it W&B (loggers_wandb), TensorBoard."""
 
 import csv
-import netrc
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from anysigma.machine.distributed import shown
 
 COLUMNS = ("step", "time", "metric", "value")
 
@@ -17,7 +18,8 @@ COLUMNS = ("step", "time", "metric", "value")
 class MetricsCSV(Logger):
     """metrics.csv in the run's folder, one number a line: step, unix time, metric, value.
 
-    Lines are only ever appended, and flushed at once; on resume the file is cut back to the checkpoint's step.
+    Lines are only ever appended, and flushed at once; on resume the file is cut back to the checkpoint's step, and a last
+    line that was not written to its end goes with it.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]):
@@ -39,9 +41,8 @@ class MetricsCSV(Logger):
         `final` False: the final figures too, which are measured again.
         """
         if self.path.exists():
-            whole = self.path.read_text().rpartition("\n")[0].splitlines()
-            kept = [row for row in csv.DictReader(whole) if row["value"] and row["step"].isdigit()]
-            kept = [row for row in kept if int(row["step"]) <= step and (final or not row["metric"].startswith("final/"))]
+            kept = [row for row in whole(self.path) if int(row["step"]) <= step]
+            kept = [row for row in kept if final or not row["metric"].startswith("final/")]
             aside = self.path.with_suffix(".part")
             with open(aside, "w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
@@ -51,140 +52,44 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        new = not self.path.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(COLUMNS)
-            numbers = ((name, value) for name, value in metrics.items() if name != "epoch")
-            writer.writerows([step, f"{time.time():.2f}", name, repr(float(value))] for name, value in numbers)
+        """Raises OSError, with the file and what to do, where the disk takes no more: without its record no run goes on."""
+        found = [(name, value) for name, value in metrics.items() if name != "epoch"]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", newline="") as file:
+                writer = csv.writer(file)
+                if file.tell() == 0:
+                    writer.writerow(COLUMNS)
+                writer.writerows([step, f"{time.time():.2f}", name, repr(float(value))] for name, value in found)
+        except OSError as error:
+            why = f"{shown(self.path)} cannot be written ({error.strerror}): the same command goes on from the last save"
+            raise OSError(why) from error
 
     @rank_zero_only
     def log_hyperparams(self, *_: Any) -> None:
         """The config lies in the checkpoint and in .hydra."""
 
 
-class Wandb(WandbLogger):
-    """A W&B run that needs no account, no prompt and no network.
-
-    `mode`: online, offline, disabled, or null: WANDB_MODE if set, else online where a key is found, else offline.
-    An online start that fails falls back to offline with one line. The run's id follows from the folder's name.
-    """
-
-    def __init__(self, folder: Path, config: dict[str, Any], project: str = "anysigma", mode: str | None = None):
-        logs, job, *names = place(folder)
-        for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
-            os.environ.setdefault(name, str(logs / "cache" / "wandb"))
-        mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        settings = {"console": "off", "init_timeout": 20, "silent": True, "x_disable_stats": mode != "online"}
-        super().__init__(
-            name=names[-1], save_dir=str(folder), project=project, id="-".join(names)[-64:], resume="allow", job_type=job,
-            group="/".join(names[:-1]) or None, config=config, mode=mode, settings=self._settings(settings),
-        )  # fmt: skip
-        self._wandb_init.pop("anonymous", None)  # it only warns now
-        self._start(mode)
-
-    @staticmethod
-    def _settings(values: dict[str, Any]) -> Any:
-        import wandb
-
-        return wandb.Settings(**values)
-
-    @rank_zero_only
-    def _start(self, mode: str) -> None:
-        import wandb
-
-        try:
-            run = self.experiment
-        except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
-            if mode != "online":
-                raise
-            print(f"W&B cannot be reached ({str(error).splitlines()[0]}): this run is kept offline")
-            self._wandb_init["mode"] = "offline"
-            run = self.experiment
-        run.define_metric("distance/*", step_metric="trainer/global_step", summary="min")
-        run.define_metric("held_out/*", step_metric="trainer/global_step", summary="min")
-
-    @rank_zero_only
-    def log_image(self, key: str, images: list[np.ndarray], step: int | None = None, **_: Any) -> None:
-        import wandb
-
-        self.experiment.log({key: [wandb.Image(image) for image in images], "trainer/global_step": step})
-
-    @rank_zero_only
-    def log_final(self, result: Any, **_: Any) -> None:
-        """The final pictures, the rows as a table, and each value in the summary."""
-        import wandb
-
-        pictures = {f"final/{name}": wandb.Image(still(picture)) for name, picture in result.pictures.items()}
-        self.experiment.log({"final/table": figures(result), **pictures})
-        for row in result.rows:
-            self.experiment.summary[f"final/{row.metric}"] = row.value
-
-    @rank_zero_only
-    def log_study(self, result: Any) -> None:
-        """One section of the dashboard a study: its tables, its plots as charts, its pictures; figures in the summary."""
-        import wandb
-
-        found: dict[str, Any] = {f"{result.study}/{name}": wandb.Image(still(p)) for name, p in result.pictures.items()}
-        for name, plot in result.plots.items():
-            xs, ys, keys = (
-                [list(c.x) for c in plot.curves],
-                [list(c.y) for c in plot.curves],
-                [c.label for c in plot.curves],
-            )
-            found[f"{result.study}/{name}"] = wandb.plot.line_series(xs, ys, keys, title=plot.caption, xname=plot.x)
-        for number, table in enumerate(result.tables, 1):
-            data = [list(row) for row in table.rows]
-            found[f"{result.study}/table {number}"] = wandb.Table(columns=list(table.columns), data=data)
-        if result.rows:
-            found[f"{result.study}/figures"] = figures(result)
-        self.experiment.log(found)
-        for row in result.rows:
-            setting = "/".join(str(value) for name, value in row.params.items() if name in ("sigma", "S", "tau"))
-            self.experiment.summary["/".join(filter(None, (result.study, row.metric, setting)))] = row.value
-
-    @rank_zero_only
-    def finish(self, exit_code: int) -> None:
-        """Close the run with the exit code that its process will have."""
-        if self._experiment is not None:
-            self._experiment.finish(exit_code=exit_code)
+def numbers(path: Path) -> Iterator[tuple[int, str, float]]:
+    """The whole lines of a metrics.csv as (step, metric, value); a line that was cut, or is none of ours, is passed over."""
+    if path.exists():
+        for row in whole(path):
+            yield int(row["step"]), row["metric"], float(row["value"])
 
 
-def place(folder: Path) -> list[Any]:
-    """logs/<job>/<names …> as [the logs folder, job, names …]; a folder elsewhere as [itself, "train", its name]."""
-    path = Path(folder).absolute()
-    if "logs" not in path.parts or path.parts[-1] == "logs":
-        return [path, "train", path.name]
-    at = len(path.parts) - path.parts[::-1].index("logs")
-    job, *names = path.parts[at:]
-    return [Path(*path.parts[:at]), job, *(names or [job])]
+def whole(path: Path) -> Iterator[dict[str, str]]:
+    """The rows that were written to their end."""
+    with open(path, newline="") as file:
+        lines = (line for line in file if line.endswith("\n"))
+        for row in csv.DictReader(lines):
+            if tuple(row) == COLUMNS and None not in row.values() and row["step"].isdigit() and number(row["value"]):
+                yield row
 
 
-def figures(result: Any) -> Any:
-    """Rows as a W&B table."""
-    import wandb
-
-    names = ["metric", "value", "error", "n", "better", "beside"]
-    settings = [" ".join(f"{k}={v}" for k, v in row.params.items()) for row in result.rows]
-    cells = [
-        [result.study, *(getattr(row, name) for name in names), setting]
-        for row, setting in zip(result.rows, settings, strict=True)
-    ]
-    return wandb.Table(columns=["study", *names, "setting"], data=cells)
-
-
-def still(picture: np.ndarray) -> np.ndarray:
-    """A picture, or an animation's last frame."""
-    return picture if picture.ndim == 3 else picture[-1]
-
-
-def has_key() -> bool:
-    """Whether a W&B key is at hand: in the environment or in netrc."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
+def number(text: str) -> bool:
+    """Whether it is one."""
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
+        float(text)
+    except ValueError:
         return False
+    return True
