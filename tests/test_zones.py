@@ -68,10 +68,10 @@ def test_imports_run_downhill(path):
     assert uphill == set()
 
 
-def test_compose_knows_of_ours_what_makes_a_run_and_no_more():
+def test_compose_knows_of_ours_what_makes_a_run_what_is_secret_and_no_more():
     for path in (p for p in sources() if zone(p) == "compose"):
         ours = {name for name in imports(path) if name.startswith("anysigma.") and not name.startswith("anysigma.compose")}
-        assert ours <= {"anysigma.runs.identity"}, path
+        assert ours <= {"anysigma.runs.identity", "anysigma.machine.secrets"}, path
 
 
 @pytest.mark.parametrize("path", [p for p in sources() if zone(p) in TORCH_ALONE], ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -214,6 +214,9 @@ BAD = [
     ("features=digitz", "unknown option features=digitz; did you mean digits?"),
     ("features=run", "features=run: a run has none yet"),
     ("callbacks.grid.every=0", "every=0"),
+    ("callbacks.grid=null", "callbacks.grid=None: settings with a _target_; ~callbacks.grid leaves it out"),
+    ("callbacks.last=1", "callbacks.last=1: settings with a _target_"),
+    ("data=3", "Config group override must be a string or a list. Got int"),
 ]
 if not torch.cuda.is_available():
     BAD += [("hardware=gpu", "no CUDA device here"), ("hardware.devices=[0]", "hardware.devices=[0]: a list names GPUs")]

@@ -32,6 +32,7 @@ def check_train(cfg: DictConfig) -> dict[str, Any]:
     """The config as plain values, held to everything that can be known before the run. Raises ConfigError, ValueError."""
     if unknown := cfg.keys() - TrainConfig.__dataclass_fields__.keys() - {"hydra"}:
         raise ConfigError(f"unknown key {min(unknown)}{near(min(unknown), TrainConfig.__dataclass_fields__)}")
+    refuse_bare(cfg)
     settle_features(cfg)
     settle_steps(cfg)
     node = plain(cfg)
@@ -51,6 +52,17 @@ def check_train(cfg: DictConfig) -> dict[str, Any]:
     build(node["hardware"])
     check_samplers(node)
     return node
+
+
+def refuse_bare(cfg: DictConfig) -> None:
+    """Raises ConfigError where a value stands in the place of a group, a callback or a logger."""
+    for name in ("trainer", "data", "callbacks", "logger", "optimizer", "hardware", "study", "sampler", "job"):
+        if not isinstance(cfg[name], DictConfig) or cfg[name]._is_none():
+            raise ConfigError(f"{name}={cfg[name]}: a group of settings; {name}.KEY=VALUE says one of them")
+    for group in ("callbacks", "logger"):
+        for name, one in cfg[group].items():
+            if not isinstance(one, DictConfig):
+                raise ConfigError(f"{group}.{name}={one}: settings with a _target_; ~{group}.{name} leaves it out")
 
 
 def check_evaluate(cfg: DictConfig) -> dict[str, Any]:
