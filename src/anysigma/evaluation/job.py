@@ -14,7 +14,7 @@ from anysigma.evaluation.record import Record
 from anysigma.machine.choice import for_sampling
 from anysigma.machine.distributed import say
 from anysigma.machine.hardware import Hardware
-from anysigma.machine.patience import Patience
+from anysigma.machine.waiting import Patience
 from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
 from anysigma.report.results import Result

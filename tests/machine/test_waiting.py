@@ -9,10 +9,10 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from anysigma.machine import patience
+from anysigma.machine import waiting
 from anysigma.machine.distributed import everyones
 from anysigma.machine.meeting import agreed, same, told
-from anysigma.machine.patience import Patience
+from anysigma.machine.waiting import Patience
 from anysigma.machine.watch import Silent, lost
 
 
@@ -40,7 +40,7 @@ def members(function, world, place, seconds=30):
 
 def takes_its_time(rank, world, place):
     met(rank, world, place)
-    patience.BEAT = 0.2
+    waiting.BEAT = 0.2
     with Patience(1.5) as others:
         for _ in range(2):
             if rank == 0:
@@ -51,7 +51,7 @@ def takes_its_time(rank, world, place):
 
 def stops_at_the_second(rank, world, place):
     met(rank, world, place)
-    patience.BEAT = 0.2
+    waiting.BEAT = 0.2
     with Patience(1.5) as others:
         others.wait()
         if rank == 1:
