@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from datetime import timedelta
 
@@ -23,6 +24,13 @@ def met(rank, world, place):
     )
 
 
+def port(place):
+    """One that is free, for all to read."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (place / "port").write_text(str(free.getsockname()[1]))
+
+
 def members(function, world, place, seconds=30):
     """Forked, each given its rank; exit codes, None where one still runs or is stopped (it is killed)."""
     fork = multiprocessing.get_context("fork").Process
@@ -30,7 +38,9 @@ def members(function, world, place, seconds=30):
     for one in every:
         one.start()
     until = time.monotonic() + seconds
-    while time.monotonic() < until and sum(one.is_alive() for one in every) > (function is stops_at_the_second):
+    while time.monotonic() < until and sum(one.is_alive() for one in every) > (
+        function in (stops_at_the_second, stops_with_the_store)
+    ):
         time.sleep(0.05)
     codes = [one.exitcode for one in every]
     for one in every:
@@ -61,6 +71,20 @@ def stops_at_the_second(rank, world, place):
     assert lost(silent.value)
 
 
+def stops_with_the_store(rank, world, place):
+    """The first process keeps the store, and nothing that is asked of it is answered any more."""
+    store = dist.TCPStore("127.0.0.1", int((place / "port").read_text()), world, rank == 0, timedelta(seconds=20))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=20))
+    waiting.BEAT = 0.2
+    with Patience(1.5) as others:
+        others.wait()
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        with pytest.raises(Silent, match="keeps the store timed out"):
+            others.wait()
+    os._exit(0)
+
+
 def fails_in_a_collective(rank, world, place):
     met(rank, world, place)
     if rank == 0:
@@ -79,15 +103,20 @@ def test_one_that_is_stopped_is_not_waited_for(tmp_path):
     assert members(stops_at_the_second, 3, tmp_path) == [0, None, 0]
 
 
+def test_nor_one_that_keeps_what_they_look_in(tmp_path):
+    port(tmp_path)
+    assert members(stops_with_the_store, 2, tmp_path) == [None, 0]
+
+
 def test_a_collective_does_not_wait_so_long(tmp_path):
-    """The patience above is needed: and what the backend says then is known."""
+    """The waiting above is needed, and what the backend says then is known."""
     assert members(fails_in_a_collective, 2, tmp_path) == [0, 0]
 
 
 def test_with_one_process_nobody_waits():
     with Patience(0.0) as others:
         others.wait()
-    assert not others._beating.is_alive()
+    assert not others._speaking.is_alive()
 
 
 def decide(rank, world, place):
@@ -103,11 +132,7 @@ def decide(rank, world, place):
 
 
 def test_processes_of_torchrun_decide_alike_before_they_meet(tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (tmp_path / "port").write_text(str(free.getsockname()[1]))
+    port(tmp_path)
     assert members(decide, 3, tmp_path) == [0, 0, 0]
 
 
