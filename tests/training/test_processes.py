@@ -65,7 +65,7 @@ def test_one_process_tries_and_all_train_with_what_it_found(launcher, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != SAID}
     line = [sys.executable, *launcher, "noting.py", *WORDS, "run=two", "trainer.max_steps=2"]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0 and "error: " not in done.stderr, done.stderr[-2000:]
     notes = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     assert [note["tried"] for note in notes] == [1, 0] and done.stdout.count("hardware=auto: training bf16-mixed") == 1
     assert [(note["precision"], note["fused"]) for note in notes] == [("bf16-mixed", True)] * 2
