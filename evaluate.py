@@ -18,6 +18,7 @@ from anysigma.compose.targets import ConfigError
 from anysigma.machine.distributed import shown
 from anysigma.machine.signals import SIGNALS
 from anysigma.machine.slurm import queued_again
+from anysigma.machine.watch import watched
 from anysigma.metrics.card import versions
 from anysigma.report.figures import collect
 from anysigma.report.page import write_report
@@ -31,6 +32,7 @@ register(CONF)
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 @task
+@watched
 def main(cfg: DictConfig) -> None:
     """compose → check → build → run."""
     folder = Path(output_folder())

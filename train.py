@@ -14,8 +14,10 @@ import anysigma  # noqa: F401  first: it makes torch and torchvision meet
 from anysigma.compose.checks import check_train
 from anysigma.compose.cli import entry, task
 from anysigma.compose.config import build, command, output_folder, register, study_word
+from anysigma.machine.meeting import same
 from anysigma.machine.signals import SIGNALS
 from anysigma.machine.slurm import queued_again
+from anysigma.machine.watch import watched
 from anysigma.metrics.card import versions
 from anysigma.runs.checkpoint import find
 from anysigma.runs.identity import identity
@@ -28,6 +30,7 @@ register(CONF)
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 @task
+@watched
 def main(cfg: DictConfig) -> None:
     """compose → check → build → run → measure."""
     node, folder = check_train(cfg), Path(output_folder())
@@ -39,6 +42,7 @@ def main(cfg: DictConfig) -> None:
 
     loggers = build(node["logger"])
     step, who = reached(folder, identity(node)), identity(node)
+    same({"the step that is saved": step})  # of processes that torchrun started at once; others compare when they meet
     if step < cfg.trainer.max_steps:
         from anysigma.training.job import Facts
         from anysigma.training.starts import to_the_end

@@ -27,6 +27,7 @@ def test_plain_leaves_what_was_said():
         ),
         ({"devices": "two"}, "hardware.devices=two: a number, auto, or a list of GPUs"),
         ({"devices": [0], "accelerator": "cpu"}, r"hardware.devices=\[0\]: a list names GPUs"),
+        ({"timeout": 0}, "hardware.timeout=0: seconds, at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(words, message):
@@ -75,3 +76,11 @@ def test_the_network_gets_its_format_and_the_precision_is_autocasts():
         assert network(torch.zeros(1, 4, 8, 8)).dtype is torch.bfloat16
     with Hardware(accelerator="cpu", precision="32-true").autocast():
         assert network(torch.zeros(1, 4, 8, 8)).dtype is torch.float32
+
+
+@pytest.mark.parametrize("words, several", [({}, False), ({"devices": 2}, True), ({"strategy": "ddp"}, True)])
+def test_several_processes_get_the_strategy_with_the_timeout(words, several):
+    hardware = Hardware(accelerator="cpu", timeout=7, **words)
+    assert hardware.lightning()["strategy"] == hardware.strategy
+    asked = hardware.lightning(lambda timeout: timeout)["strategy"]
+    assert asked == (7 if several else "auto")

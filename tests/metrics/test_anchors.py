@@ -17,7 +17,7 @@ from anysigma.metrics.anchors import (
     anchors,
     draws_of,
     kept,
-    real_splits,
+    real_split,
     to_held_out,
 )
 from anysigma.metrics.fidelity import frechet, measures
@@ -52,11 +52,13 @@ def test_every_measure_has_its_anchors_at_equal_counts(train, held_out, features
     for metric, some in found.items():  # KID and its like of the first draws alone
         draws = {SPLITS: 8 if metric == "fd_digits" else 2, HELD_OUT: 2, REDRAWN: 2}
         assert {kind: one.draws for kind, one in some.items()} == draws
-    by_hand = [frechet(one, rest, features) for one, rest in real_splits(torch.cat([train, held_out]), 180, 8)]
+    by_hand = [
+        frechet(one, rest, features) for one, rest in (real_split(torch.cat([train, held_out]), 180, i) for i in range(8))
+    ]
     mean, sd = torch.tensor(by_hand).mean().item(), torch.tensor(by_hand).std().item()
     splits = found["fd_digits"][SPLITS]
     assert (splits.value, splits.sd, splits.error) == pytest.approx((mean, sd, sd / 8**0.5), rel=1e-5)
-    assert [len(one) for one, _ in real_splits(train, 360, 1)] == [360]
+    assert len(real_split(train, 360, 0)[0]) == 360
     assert anchors(train, held_out, 60, 8, features)["fd_digits"][SPLITS].value > splits.value  # biased upward by 1/n
 
 
@@ -149,7 +151,7 @@ def test_no_limit_is_given_where_the_sets_do_not_bear_it(train):
 def test_a_figure_has_its_sets_its_anchors_and_its_distance_to_held_out_images(digits, features):
     real = RealImages(digits, features, 90, 4, None)
     images = digits.held_out[torch.randperm(360, generator=torch.Generator().manual_seed(3))]
-    found = real.vectors(images.split(90))
+    found = real.sets(vectors(images, features))
     rows = {row.metric: row for row in real.rows(found, {"S": 5})}
     assert next(iter(rows)) == "fd_digits" and rows["fd_digits_held_out"].anchors.keys() == {TRAINING}
     for metric in ("fd_digits", "precision_digits"):
@@ -163,7 +165,10 @@ def test_a_figure_has_its_sets_its_anchors_and_its_distance_to_held_out_images(d
 
 def test_the_distance_to_the_held_out_images_is_to_those_and_to_no_others(digits, features):
     real = RealImages(digits, features, 360, 4, None)
-    rows = {row.metric: row for row in real.rows(real.vectors([digits.held_out, digits.train[:360]]), {})}
+    rows = {
+        row.metric: row
+        for row in real.rows(real.sets(vectors(torch.cat([digits.held_out, digits.train[:360]]), features)), {})
+    }
     own, trained = rows["fd_digits_held_out"].sets
     assert own == pytest.approx(0, abs=1e-3) and 2 < trained < 6
     own, trained = rows["fd_digits"].sets

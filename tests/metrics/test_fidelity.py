@@ -61,7 +61,7 @@ def test_vectors_are_kept_by_what_they_were_made_of_and_refused_for_other_data(f
 
 def test_unequal_n_is_refused(features, digits):
     with pytest.raises(ValueError, match="a set of 100 generated images cannot stand beside 360 real ones"):
-        RealImages(digits, features, 360, 2, None).vectors([digits.train[:100]])
+        RealImages(digits, features, 360, 2, None).sets(vectors(digits.train[:460], features))
 
 
 def test_the_shipped_features_name_themselves(features):

@@ -35,7 +35,7 @@ def model(process):
 
 
 def made(model, sampler, folder):
-    return generated(model, sampler, 4, seed=0, block=4, folder=folder)
+    return generated(model, sampler, 4, seed=0, block=4, folder=folder).all()
 
 
 def test_samplers_that_differ_in_any_field_never_share_images(model, tmp_path):

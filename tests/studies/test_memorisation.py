@@ -19,7 +19,7 @@ from anysigma.metrics.features import ClassifierFeatures
 from anysigma.report.results import Result
 from anysigma.studies import memorisation, speed
 from anysigma.studies.base import Model
-from anysigma.studies.generated import generated
+from anysigma.studies.generated import Images, generated
 from anysigma.studies.memorisation import Memorisation, Tails, in_pixels, nearest, pixels, shifted, views
 from anysigma.studies.speed import Speed, processor, report
 
@@ -39,7 +39,7 @@ def features():
 
 def compared(images, data, features):
     result = Result("memorisation")
-    Memorisation(n=len(images), shown=4, seed=0, block=64, cache=None).compare(result, images, data, features)
+    Memorisation(n=len(images), shown=4, seed=0, block=64, cache=None).compare(result, Images.shared(images), data, features)
     return result, {(row.metric, row.params["space"].split()[-1]): row for row in result.rows}
 
 

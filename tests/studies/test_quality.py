@@ -20,8 +20,9 @@ from anysigma.metrics.vectors import vectors
 from anysigma.report.pictures import grid
 from anysigma.studies import quality
 from anysigma.studies.base import Model
-from anysigma.studies.generated import generated
-from anysigma.studies.quality import GRID, Fidelity, count, held_to_counts, save
+from anysigma.studies.generated import Images, generated
+from anysigma.studies.quality import GRID, Fidelity, count, held_to_counts
+from anysigma.studies.saving import save
 from anysigma.studies.sets import fewer, sets_of
 from anysigma.studies.trajectory import strip
 
@@ -46,7 +47,7 @@ def fidelity(**changes):
 def test_every_figure_is_that_of_the_images_made(model, data, tmp_path):
     features = ClassifierFeatures("digits", (1, 8, 8))
     result = fidelity(save="npz").run(model, SAMPLER, data, features, tmp_path)
-    images = generated(model, SAMPLER, 80, seed=3, block=16, folder=tmp_path)
+    images = generated(model, SAMPLER, 80, seed=3, block=16, folder=tmp_path).all()
     assert np.array_equal(np.load(tmp_path / "images.npz")["arr_0"], images[:, 0, :, :, None].numpy())
     made, real, held_out = (vectors(some, features) for some in (images, data.train, data.held_out))
     rows = {row.metric: row for row in result.rows}
@@ -104,14 +105,14 @@ def test_the_cost_is_said_first_and_the_card_says_why_there_are_few_sets(model, 
 
 def test_without_features_it_draws_alone(model, data, tmp_path):
     result = fidelity(n=4, save="png").run(model, SAMPLER, data, None, tmp_path)
-    images = generated(model, SAMPLER, GRID, seed=3, block=16, folder=tmp_path)
+    images = generated(model, SAMPLER, GRID, seed=3, block=16, folder=tmp_path).all()
     assert not result.rows and np.array_equal(result.pictures["grid"], grid(images))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "images/000005.png")), images[5, 0].numpy())
     assert result.title == "Fidelity" and "from real ones" in result.about
 
 
 def test_two_channels_are_kept_as_arrays_alone(data, tmp_path):
-    images = data.held_out[:2].expand(-1, 2, -1, -1)
+    images = Images.shared(data.held_out[:2].expand(-1, 2, -1, -1))
     with pytest.raises(ValueError, match="takes 1 or 3 channels, these images have 2; save=npz takes any"):
         save(images, "png", tmp_path)
     save(images, "npz", tmp_path)

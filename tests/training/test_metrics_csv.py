@@ -42,7 +42,5 @@ def test_lines_of_others_are_passed_over(logger):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full is Linux's")
 def test_a_full_disk_is_one_line_that_names_the_file_and_the_way_on(logger):
     logger.path.symlink_to("/dev/full")
-    with pytest.raises(
-        OSError, match=r"metrics\.csv cannot be written \(No space left on device\): the same command"
-    ):
+    with pytest.raises(OSError, match=r"metrics\.csv cannot be written \(No space left on device\): the same command"):
         logger.log_metrics({"a": 1.0}, 1)

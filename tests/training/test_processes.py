@@ -65,7 +65,7 @@ def test_one_process_tries_and_all_train_with_what_it_found(launcher, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != SAID}
     line = [sys.executable, *launcher, "noting.py", *WORDS, "run=two", "trainer.max_steps=2"]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0 and "error: " not in done.stderr, done.stderr[-2000:]
     notes = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     assert [note["tried"] for note in notes] == [1, 0] and done.stdout.count("hardware=auto: training bf16-mixed") == 1
     assert [(note["precision"], note["fused"]) for note in notes] == [("bf16-mixed", True)] * 2
@@ -77,8 +77,11 @@ def test_one_process_tries_and_all_train_with_what_it_found(launcher, tmp_path):
 # --- two processes forked from this one ----------------------------------------------------------------------------
 
 
-def two(folder, *words):
-    """A run of two processes, forked so that imports and what is patched are theirs; returns their exit codes."""
+def two(folder, *words, patience=(60, 60)):
+    """A run of two processes, forked so that imports and what is patched are theirs; returns their exit codes.
+
+    None of one that does not end in its seconds of `patience`, the second's after the first has ended: it is killed.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,9 +89,12 @@ def two(folder, *words):
     members = [fork(target=member, args=(rank, port, folder, [*WORDS, "~callbacks.progress", *words])) for rank in (0, 1)]
     for one in members:
         one.start()
+    for one, seconds in zip(members, patience, strict=True):
+        one.join(seconds)
+    codes = [one.exitcode for one in members]
     for one in members:
-        one.join(60)
-    return [one.exitcode for one in members]
+        one.kill()
+    return codes
 
 
 def member(rank, port, folder, words):

@@ -46,7 +46,7 @@ USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 def entry(main: Callable[[], Any], conf: str) -> None:
     """Run a Hydra main: bad input ends in one line and exit code 2; HYDRA_FULL_ERROR=1 shows the whole trace."""
     sys.argv[1:] = options_first([spelled for word in sys.argv[1:] for spelled in spell_out(word)])
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1" and os.environ.get("ANYSIGMA_TRACE") != "0"
     sys.excepthook = traced
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     os.environ.setdefault("MPLCONFIGDIR", os.path.abspath("logs/cache/matplotlib"))  # torchmetrics imports matplotlib
@@ -57,6 +57,7 @@ def entry(main: Callable[[], Any], conf: str) -> None:
         hold_to_program(conf, sys.argv[1:])
         main()
         return
+    os.environ["ANYSIGMA_TRACE"] = "0"  # the other processes of a run inherit what is set above
     with one_line_errors(conf):
         refuse_words(sys.argv[1:])
         hold_to_program(conf, sys.argv[1:])

@@ -11,8 +11,10 @@ from anysigma.compose.config import build
 from anysigma.evaluation.record import Record
 from anysigma.evaluation.stored import opened
 from anysigma.machine.choice import of_sampling
-from anysigma.machine.distributed import agreed, is_first, shown
+from anysigma.machine.distributed import is_first, shown
+from anysigma.machine.meeting import agreed
 from anysigma.runs.checkpoint import read, weights_digest, weights_of
+from anysigma.runs.delivery import delivered
 from anysigma.runs.identity import asked_precision, evaluation_name
 from anysigma.runs.listing import EVALUATIONS, last, lines_of, measured, name, point, result
 
@@ -25,7 +27,7 @@ def final_figures(folder: Path, node: dict[str, Any], word: str, loggers: Logger
     `word`: the study's; `facts`: command and versions. What was measured before is not measured again; another sampler or
     study of a finished run is: train once, sample with any σ. A study that fails costs the figures, not the run: code 1.
     """
-    checkpoint = read(last(folder))
+    checkpoint = read(delivered(last(folder)))
     made_of = {"step": checkpoint["step"], "weights_sha256": weights_digest(weights_of(checkpoint))}
     own = node["features"] == checkpoint["config"]["features"]
     sampled = of_sampling(checkpoint["config"].get("hardware"))

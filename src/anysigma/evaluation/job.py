@@ -1,6 +1,7 @@
 """The one way to a figure: a study on a checkpoint's denoiser, from train.py and from evaluate.py."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -13,6 +14,7 @@ from anysigma.evaluation.record import Record
 from anysigma.machine.choice import for_sampling
 from anysigma.machine.distributed import say
 from anysigma.machine.hardware import Hardware
+from anysigma.machine.waiting import Patience
 from anysigma.metrics.features import NoFeatures
 from anysigma.metrics.fidelity import Features
 from anysigma.report.results import Result
@@ -20,6 +22,7 @@ from anysigma.runs.checkpoint import weights_digest
 from anysigma.studies.all import All
 from anysigma.studies.base import CannotServe, Model, Study
 from anysigma.studies.halves import InHalves, Rows
+from anysigma.training.together import Measuring
 
 
 class Evaluation:
@@ -51,10 +54,10 @@ class Evaluation:
         self.data.hold_to(self.data_hash)
         without_features = without_features or isinstance(study, All)  # which leaves a line where it needs them
         features = self._features(study, without_features)
-        fabric, hardware = self._launched()
+        digest = weights_digest(self.denoiser.state_dict())
+        fabric, hardware = self._launched({"what is done": "figures", "step": self.card["step"], "weights": digest})
         if isinstance(features, nn.Module):
             features.to(fabric.device)
-        digest = weights_digest(self.denoiser.state_dict())
         card = {**self.card, "weights_sha256": digest, "precision": hardware.computes, "shape": list(self.data.shape)}
         card["memory_format"] = hardware.memory_format
         rows = Rows()
@@ -63,14 +66,16 @@ class Evaluation:
             lacking = features is None and study.needs_features
             made_of = {"step": self.card["step"], "weights_sha256": digest, "precision": hardware.computes}
             record.begin(**made_of, lacks_features=lacking)
-        with fabric.autocast():
+        with fabric.autocast(), Patience(hardware.timeout) as others:
             for result in self._results(study, model, sampler, features, record, without_features):
+                others.wait()  # for what the first does alone
                 rows.mark(result, fabric.device)
                 if fabric.is_global_zero:
                     record.add(result)
-        if fabric.is_global_zero:
-            record.close()
-        fabric.barrier()
+            if fabric.is_global_zero:
+                record.close()
+            others.wait()
+            fabric.barrier()  # the first process keeps the store in which the others look
 
     def _results(
         self, study: Study, model: Model, sampler: Sampler, features: Features | None, record: Record, without: bool
@@ -94,9 +99,9 @@ class Evaluation:
             say(f"no distance: {error}")
             return None
 
-    def _launched(self) -> tuple[Fabric, Hardware]:
+    def _launched(self, facts: dict[str, Any]) -> tuple[Fabric, Hardware]:
         hardware = for_sampling(self.hardware.placed(), self.denoiser.network, self.data.shape, self.record)
-        fabric = Fabric(**hardware.lightning())
+        fabric = Fabric(**hardware.lightning(partial(Measuring, lambda: facts)))
         fabric.launch()
         hardware.follow(hardware.apply(self.denoiser.network))
         return fabric, hardware

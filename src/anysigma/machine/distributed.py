@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from anysigma.machine.secrets import redacted
+
+Item = TypeVar("Item")
 
 # Work over few images is cut into at least so many blocks, for as many processes.
 PARTS = 4
@@ -44,24 +47,35 @@ def my_share(ks: Sequence[int], block: int) -> list[int]:
     return [k for k in ks if (k // block) % world == rank]
 
 
-def gathered(ks: Sequence[int], images: Tensor) -> Tensor:
-    """All ranks' uint8 images `[n, …]` on the CPU, in the order of their numbers, on every rank."""
+def everyones(value: Any) -> list[Any]:
+    """Every rank's value, in the order of ranks, on every rank."""
     _, world = rank_and_world()
-    pieces = [(list(ks), images.cpu())]
+    found = [value] * world
     if world > 1:
-        pieces = [None] * world
-        dist.all_gather_object(pieces, (list(ks), images.cpu()))
+        dist.all_gather_object(found, value)
+    return found
+
+
+def firsts(value: Any) -> Any:
+    """The first rank's value, on every rank."""
+    found = [value]
+    if rank_and_world()[1] > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def gathered(ks: Sequence[int], values: Tensor) -> Tensor:
+    """All ranks' rows `[n, …]` on the CPU, in the order of their numbers, on every rank; a rank may have none."""
+    every = everyones((list(ks), values.cpu()))
+    pieces = [piece for piece in every if piece[0]] or every[:1]
     numbers = torch.tensor([k for piece in pieces for k in piece[0]])
     return torch.cat([piece[1] for piece in pieces])[numbers.argsort()]
 
 
-def agreed(value: bool) -> bool:
-    """The first rank's answer, on every rank."""
-    _, world = rank_and_world()
-    said = [value]
-    if world > 1:
-        dist.broadcast_object_list(said, src=0)
-    return said[0]
+def in_order(mine: dict[int, Item]) -> list[Item]:
+    """All ranks' items in the order of their numbers, on every rank."""
+    every = {k: item for some in everyones(mine) for k, item in some.items()}
+    return [every[k] for k in sorted(every)]
 
 
 def say(line: str) -> None:

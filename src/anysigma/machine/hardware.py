@@ -1,7 +1,7 @@
 """The machine a run uses: what Lightning's Trainer and Fabric share, threads, memory format, and what else is only speed."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ class Hardware:
     process (0: as many as cores are free to it, following what others use); `memory_format`: channels_last or contiguous;
     `fused`: the optimiser's fused form, where it has one. On a GPU: `tf32` products of float32, `cudnn_benchmark`,
     `compile`d network.
+    `timeout`: seconds in which every process has to answer the others, else all end.
     Raises ValueError for a GPU that is not there, for another precision and for fp16 or a list of devices on a CPU.
     """
 
@@ -44,6 +45,7 @@ class Hardware:
     tf32: bool | str = "auto"
     cudnn_benchmark: bool | str = "auto"
     compile: bool | str = "auto"
+    timeout: int = 600
 
     def __post_init__(self):
         for name, words in (("accelerator", ACCELERATORS), ("strategy", STRATEGIES)):
@@ -54,6 +56,8 @@ class Hardware:
         if self.threads < 0 or self.num_nodes < 1 or self.devices in (0, []):
             said = f"hardware.threads={self.threads}, num_nodes={self.num_nodes}, devices={self.devices}"
             raise ValueError(f"{said}: no number of threads is below 0, and at least 1 node and device are needed")
+        if self.timeout < 1:
+            raise ValueError(f"hardware.timeout={self.timeout}: seconds, at least 1")
         if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise ValueError(f"hardware.accelerator={self.accelerator}: no CUDA device here; hardware=cpu runs without")
         if self.memory_format not in FORMATS:
@@ -186,7 +190,8 @@ class Hardware:
         if self.follows:
             follow(network, self.most_threads, self.compile is True)
 
-    def lightning(self) -> dict:
-        """The keywords that Trainer and Fabric share."""
-        names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
-        return {name: getattr(self, name) for name in names}
+    def lightning(self, together: Callable[..., Any] | None = None) -> dict[str, Any]:
+        """The keywords that Trainer and Fabric share; `together`: their strategy for several processes, by its timeout."""
+        found = {name: getattr(self, name) for name in ("accelerator", "devices", "num_nodes", "strategy", "precision")}
+        several = self.strategy == "ddp" or self.processes > 1
+        return found | ({"strategy": together(timeout=self.timeout)} if together is not None and several else {})

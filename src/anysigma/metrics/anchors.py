@@ -3,8 +3,7 @@
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from anysigma.diffusion.noise import stream
-from anysigma.machine.progress import Item, progress
+from anysigma.machine.distributed import firsts, is_first
+from anysigma.machine.progress import dealt
 from anysigma.metrics.fidelity import Features, Measure, at_most, frechet, measures, own, the_distance
 from anysigma.metrics.frechet import WIDE, Moments, intercept
 from anysigma.metrics.statistics import mean_and_error
@@ -26,7 +26,7 @@ SPLITS, HELD_OUT, REDRAWN, TRAINING = (
 FORMAT = "3"  # of what is kept
 SECONDS = 300  # at most, for a kind of anchor; the number of draws says what came of it
 
-Pairs = Iterable[tuple[Tensor, Tensor]]
+Pairs = Callable[[int], tuple[Tensor, Tensor]]  # of a draw's number: images in the place of generated ones, and the others
 Anchors = dict[str, dict[str, "Anchor"]]
 
 
@@ -59,25 +59,30 @@ def anchors(train: Tensor, held_out: Tensor, n: int, splits: int, features: Feat
 
     `splits` draws of n real images against the others, a quarter as many of the training images drawn again, and
     the held-out images in disjoint sets. n above what is held out leaves the second alone. The distance is taken of
-    every draw, what stands beside it (KID takes most of the time) of the first ones: an eighth of `splits`.
+    every draw, what stands beside it (KID takes most of the time) of the first ones: an eighth of `splits`. Each draw is
+    measured by one rank; every rank calls it.
     """
     few, full = max(2, splits // 4), draws_beside(splits)
-    pairs: dict[str, tuple[Pairs, int]] = {REDRAWN: (redrawn(train, n, few), few)}
+    pairs: dict[str, tuple[Pairs, int]] = {REDRAWN: (lambda i: redrawn(train, n, i), few)}
     if n <= len(held_out):
         sets = torch.randperm(len(held_out), generator=stream(0)).split(n)[: len(held_out) // n]
-        pairs[HELD_OUT] = ([(held_out[one], train) for one in sets], len(sets))
-        pairs[SPLITS] = (real_splits(torch.cat([train, held_out]), n, splits), splits)
+        pairs[HELD_OUT] = (lambda i: (held_out[sets[i]], train), len(sets))
+        real = torch.cat([train, held_out])
+        pairs[SPLITS] = (lambda i: real_split(real, n, i), splits)
     wide = features.num_features > WIDE
     measure, alone = (by_eigenvalues(train, features),) * 2 if wide else (measures, distance)
     found: Anchors = {}
-    for kind, (draws, count) in reversed(pairs.items()):
-        each = ((measure if i < full else alone)(one, rest, features) for i, (one, rest) in enumerate(draws))
-        values = within(SECONDS, each, count, kind)
+    for kind, (draw, count) in reversed(pairs.items()):
+
+        def of_draw(i: int, draw: Pairs = draw) -> dict[Measure, float]:
+            return (measure if i < full else alone)(*draw(i), features)
+
+        values = dealt(of_draw, count, f"anchor: {kind}", SECONDS)
         for measured in values[0]:
             found.setdefault(measured.metric, {})[kind] = Anchor.of([one[measured] for one in values if measured in one])
     if SPLITS in pairs and features.num_features <= min(WIDE, n // 2):
-        asked = real_splits(torch.cat([train, held_out]), n, few)
-        limits = within(SECONDS, (limit(one, rest, features) for one, rest in asked), few, f"{SPLITS}, N to infinity")
+        what = f"anchor: {SPLITS}, N to infinity"
+        limits = dealt(lambda i: limit(*real_split(real, n, i), features), few, what, SECONDS)
         found[f"{features.metric}_infinite"] = {SPLITS: Anchor.of(limits)}
     return found
 
@@ -106,32 +111,24 @@ def limit(one: Tensor, rest: Tensor, features: Features) -> float:
 def to_held_out(train: Tensor, held_out: Tensor, n: int, splits: int, features: Features) -> Anchor:
     """The distance of n training images to n held-out ones: what the generated images' own is read against."""
     reference, draws = own(at_most(held_out, n), features), max(2, splits // 4)
-    asked = (own(one, features) for one in few_of(train, n, draws))
-    if features.num_features > WIDE:
-        moments = Moments.of(reference)
-        values = (moments.distance(Moments.of(one)) for one in asked)
-    else:
-        values = (frechet(one, reference, features) for one in asked)
-    return Anchor.of(within(SECONDS, values, draws, f"{TRAINING}, to held-out ones"))
+    moments = Moments.of(reference) if features.num_features > WIDE else None
+
+    def of_draw(i: int) -> float:
+        few = own(train[torch.randperm(len(train), generator=stream(i))[:n]], features)
+        return frechet(few, reference, features) if moments is None else moments.distance(Moments.of(few))
+
+    return Anchor.of(dealt(of_draw, draws, f"anchor: {TRAINING}, to held-out ones", SECONDS))
 
 
-def few_of(train: Tensor, n: int, draws: int) -> Iterator[Tensor]:
-    """n of the rows, without replacement, again and again."""
-    for draw in range(draws):
-        yield train[torch.randperm(len(train), generator=stream(draw))[:n]]
-
-
-def redrawn(train: Tensor, n: int, draws: int) -> Iterator[tuple[Tensor, Tensor]]:
+def redrawn(train: Tensor, n: int, draw: int) -> tuple[Tensor, Tensor]:
     """n of the training images with replacement, against all of them."""
-    for draw in range(draws):
-        yield train[torch.randint(len(train), (n,), generator=stream(draw))], train
+    return train[torch.randint(len(train), (n,), generator=stream(draw))], train
 
 
-def real_splits(real: Tensor, n: int, splits: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Seeded random splits into n of the real images and the others."""
-    for split in range(splits):
-        order = torch.randperm(len(real), generator=stream(split))
-        yield real[order[:n]], real[order[n:]]
+def real_split(real: Tensor, n: int, split: int) -> tuple[Tensor, Tensor]:
+    """A seeded random split into n of the real images and the others."""
+    order = torch.randperm(len(real), generator=stream(split))
+    return real[order[:n]], real[order[n:]]
 
 
 def by_eigenvalues(train: Tensor, features: Features) -> Callable[[Tensor, Tensor, Features], dict[Measure, float]]:
@@ -148,23 +145,26 @@ def by_eigenvalues(train: Tensor, features: Features) -> Callable[[Tensor, Tenso
     return measure
 
 
-def within(seconds: float, values: Iterable[Item], count: int, what: str) -> list[Item]:
-    """The values that come in this time, two at least."""
-    found, until = [], time.monotonic() + seconds
-    for value in progress(values, count, f"anchor: {what}"):
-        found.append(value)
-        if len(found) > 1 and time.monotonic() > until:
-            break
-    return found
-
-
 def kept(path: Path | None, make: Callable[[], Anchors], facts: dict[str, str]) -> Anchors:
-    """What `make` gives, kept in a file named for `facts`; one that cannot be read is made anew."""
+    """What `make` gives, kept in a file named for `facts`; one that cannot be read is made anew.
+
+    Every rank calls it; the first one reads and writes.
+    """
     if path is None:
         return make()
     facts = {**facts, "format": FORMAT}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     path = path / f"anchors-{facts['features']}-{key}.json"
+    if (found := firsts(read(path, facts) if is_first() else None)) is not None:
+        return found
+    found = make()
+    if is_first():
+        write(path, facts, found)
+    return found
+
+
+def read(path: Path, facts: dict[str, str]) -> Anchors | None:
+    """Those in the file; None where there is none, where it cannot be read, and where it is of other facts."""
     try:
         content = json.loads(path.read_text())
         if content["facts"] == facts:
@@ -173,10 +173,13 @@ def kept(path: Path | None, make: Callable[[], Anchors], facts: dict[str, str]) 
             }
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    found = make()
+    return None
+
+
+def write(path: Path, facts: dict[str, str], found: Anchors) -> None:
+    """Aside, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}.part")
     plain = {metric: {kind: asdict(one) for kind, one in some.items()} for metric, some in found.items()}
     aside.write_text(json.dumps({"facts": facts, "anchors": plain}, indent=1))
     os.replace(aside, path)
-    return found

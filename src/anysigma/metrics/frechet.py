@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anysigma.diffusion.noise import stream
-from anysigma.machine.progress import progress
+from anysigma.machine.progress import dealt
 from anysigma.metrics.statistics import mean_and_error, t_limit
 
 POINTS, FIRST, DRAWS = 15, 0.25, 8  # counts between n/4 (at least D+1) and n, subsets drawn at each
@@ -55,7 +55,7 @@ def extrapolated(sets: Sequence[Tensor], reference: Moments) -> list[float]:
     distances of N of a set's images against 1/N, at 15 N from n/4 (at least D+1) to n, each the mean over 8 random
     subsets (in wide features 1); its intercept is the set's value. The reference stays as it is. Raises NoLimit for one
     set alone, for fewer than two images a feature, and where the 95 % interval (Student's t over the sets) of a
-    curvature over 1/N leaves out 0.
+    curvature over 1/N leaves out 0. Each set's is computed by one rank; every rank calls it.
     """
     n, D = sets[0].shape
     if len(sets) < 2:
@@ -63,7 +63,7 @@ def extrapolated(sets: Sequence[Tensor], reference: Moments) -> list[float]:
     if n < 2 * D:
         raise NoLimit(f"{n} images in {D} features: at least two a feature are needed")
     counts = counted(n, D)
-    curves = torch.stack([curve(one, counts, reference) for one in progress(sets, len(sets), "N to infinity")])
+    curves = torch.stack(dealt(lambda k: curve(sets[k], counts, reference), len(sets), "N to infinity"))
     curvature, error = mean_and_error(fitted(counts, curves, 2)[:, 2])
     if abs(curvature) > t_limit(len(sets) - 1) * error:
         raise NoLimit("the distance is not linear in 1/N within its error")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anysigma.data.images import image_hash
+from anysigma.machine.distributed import everyones, gathered, rank_and_world
 from anysigma.machine.progress import progress
 
 BATCH = 512
@@ -18,11 +20,22 @@ BATCH = 512
 
 def vectors(images: Tensor, features: nn.Module) -> Tensor:
     """uint8 `[N, C, H, W]` → float32 `[N, D]` on the CPU; where features have logits (`both`), these follow the D."""
-    device = next(features.parameters()).device if isinstance(features, nn.Module) else images.device
-    pieces = images.split(BATCH)
+    return torch.cat(of_pieces(images.split(BATCH), features))
+
+
+def shared(images: Tensor, features: nn.Module) -> Tensor:
+    """The same of images that every rank has, each rank computing its share; every rank calls it, and has them all."""
+    rank, world = rank_and_world()
+    rows = torch.arange(len(images)).split(BATCH)[rank::world]
+    found = of_pieces([images[some] for some in rows], features)
+    return gathered([k for some in rows for k in some.tolist()], torch.cat(found) if found else torch.empty(0))
+
+
+def of_pieces(pieces: Sequence[Tensor], features: nn.Module) -> list[Tensor]:
+    """The vectors of each piece."""
+    device = next(features.parameters()).device if isinstance(features, nn.Module) else torch.device("cpu")
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # bfloat16 would change the distance
-        found = [joined(piece.to(device), features).cpu() for piece in progress(pieces, len(pieces), "features")]
-    return torch.cat(found)
+        return [joined(piece.to(device), features).cpu() for piece in progress(pieces, len(pieces), "features")]
 
 
 def joined(images: Tensor, features: nn.Module) -> Tensor:
@@ -31,19 +44,23 @@ def joined(images: Tensor, features: nn.Module) -> Tensor:
 
 
 def cached_vectors(images: Tensor, features: nn.Module, cache: Path | None) -> Tensor:
-    """`vectors`, kept in `cache` by the images' hash, the features' sha256 and their resize rule.
+    """`shared`, kept in `cache` by the images' hash, the features' sha256 and their resize rule; every rank calls it.
 
-    Raises ValueError where the file of that name holds vectors of other images or features.
+    They are computed where any rank does not find them; the first rank of a machine keeps them. Raises ValueError where
+    the file of that name holds vectors of other images or features.
     """
     if cache is None:
-        return vectors(images, features)
+        return shared(images, features)
     facts = {"images": image_hash(images), "features": features.name, "sha256": features.sha256,
              "resize": str(features.card().get("resize")), "n": str(len(images))}  # fmt: skip
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     path = cache / f"features-{features.name}-{facts['images']}-{key}.safetensors"
-    if path.is_file():
+    there = path.is_file()
+    if all(everyones(there)):
         return stored(path, facts)
-    found = vectors(images, features)
+    found = shared(images, features)
+    if there or os.environ.get("LOCAL_RANK", "0") not in ("", "0"):
+        return found
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}.part")
     save_file({"vectors": found}, aside, metadata=facts)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from anysigma.data.images import to_uint8
 from anysigma.diffusion.samplers.base import Sampler, describe
-from anysigma.machine.distributed import is_first
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.pictures import grid
 from anysigma.report.plots import Curve, Plot
@@ -31,7 +30,7 @@ class Consistency(Study):
 
     Root mean squared difference on 0..255, mean over `n` images; `steps`: the S, those above T are left out; `samplers`
     by name, with the given one: η = 0 keeps the image (DDIM section 5.2), η = 1 shows that DDPM does not; `shown`: images
-    in each picture; `seed` names the noise, `block` images are computed at once. Rank 0 computes it alone.
+    in each picture; `seed` names the noise, `block` images are computed at once. Every rank makes its share.
     """
 
     n: int
@@ -52,8 +51,6 @@ class Consistency(Study):
         known = labels([at_S(one, 1) for one in every.values()], T)
         card = {**model.card, "n": self.n, "seed": self.seed, "block": self.block, "scale": "0..255, rounded"}
         result = Result("consistency", TITLE, ABOUT, card=card)
-        if not is_first():
-            return result
         found, kept = {}, {}
         for (name, one), label in zip(every.items(), known, strict=True):
             made = {S: self._images(model, at_S(one, S)) for S in Ss[name]}

@@ -3,8 +3,10 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,17 +15,50 @@ from torch import Tensor
 from anysigma.data.images import to_uint8
 from anysigma.diffusion.noise import ImageNoise
 from anysigma.diffusion.samplers.base import Sampler, describe, generate
-from anysigma.machine.distributed import gathered, is_first, my_share, rank_and_world
+from anysigma.machine.distributed import gathered, is_first, my_share, rank_and_world, spread
 from anysigma.machine.progress import progress
 from anysigma.metrics.card import card_id
+from anysigma.metrics.fidelity import Features
+from anysigma.metrics.vectors import vectors
 from anysigma.studies.base import Model
 from anysigma.studies.halves import InHalves
 
 
+@dataclass(frozen=True)
+class Images:
+    """uint8 images 0..n-1 on the CPU, each where it was made: this rank has those of the numbers `ks`, `mine`
+    `[len(ks), C, H, W]`. They stay there; what is asked of them travels. Every rank calls what gives something of them all.
+    """
+
+    n: int
+    ks: Sequence[int]
+    mine: Tensor
+
+    @classmethod
+    def shared(cls, images: Tensor) -> Self:
+        """Of images `[n, C, H, W]` that every rank has, a share each."""
+        rank, world = rank_and_world()
+        return cls(len(images), range(len(images))[rank::world], images[rank::world])
+
+    def vectors(self, features: Features) -> Tensor:
+        """Of all images, `[n, D]`, on every rank: each computes those of its own."""
+        return gathered(self.ks, vectors(self.mine, features) if self.ks else torch.empty(0))
+
+    def some(self, ks: Iterable[int]) -> Tensor:
+        """A few of them, in this order, on every rank."""
+        ks, at = list(ks), {k: i for i, k in enumerate(self.ks)}
+        places = [place for place, k in enumerate(ks) if k in at]
+        return gathered(places, self.mine[[at[ks[place]] for place in places]])
+
+    def all(self) -> Tensor:
+        """All of them on every rank: what asks for them together is for few."""
+        return self.some(range(self.n))
+
+
 def generated(
     model: Model, sampler: Sampler, n: int, *, seed: int, block: int, folder: Path, what: str = "sampling"
-) -> Tensor:
-    """Images 0..n-1 as uint8 `[n, C, H, W]` on the CPU, on every rank, each rank making its share.
+) -> Images:
+    """Images 0..n-1, each rank making its share.
 
     Block b lies as `folder`/shards/<setting>/<b>.npy, written aside and renamed: what was made is not made again. The
     setting is the card of model and sampler, with seed and block, so another model's shards are never taken; it lies
@@ -41,9 +76,8 @@ def generated(
     pieces = list(progress(made, len(blocks), what))
     if isinstance(model.denoiser, InHalves):
         model.denoiser.rows.kept(shards)
-    ks = [k for b in blocks for k in range(b * block, (b + 1) * block)]
-    images = torch.cat([torch.empty(0, *model.shape, dtype=torch.uint8), *pieces])
-    return gathered(ks, images)[:n]
+    ks = [k for b in blocks for k in range(b * block, min(n, (b + 1) * block))]  # a block is whole, the last one too
+    return Images(n, ks, torch.cat([torch.empty(0, *model.shape, dtype=torch.uint8), *pieces])[: len(ks)])
 
 
 def cost(model: Model, samplers: Sequence[Sampler], n: int, block: int, what: str) -> str:
@@ -98,11 +132,13 @@ def _write(path: Path, images: Tensor) -> None:
 
 
 def sampled(model: Model, sampler: Sampler, n: int, *, seed: int, block: int) -> Tensor:
-    """x_0 of images 0..n-1, float `[n, C, H, W]` on the CPU, unrounded."""
-    block = min(block, n)
-    blocks = generate(model.denoiser, sampler, range(n), model.shape, seed=seed, block=block)
+    """x_0 of images 0..n-1, float `[n, C, H, W]` on the CPU, unrounded, on every rank, each making its share."""
+    block = spread(n, block)
+    ks = my_share(range(n), block)
+    blocks = generate(model.denoiser, sampler, ks, model.shape, seed=seed, block=block)
     what = f"{sampler.evaluations(model.denoiser.process.T)} steps"
-    return torch.cat([x_0.cpu() for _, x_0 in progress(blocks, -(-n // block), what)])
+    pieces = [x_0.cpu() for _, x_0 in progress(blocks, len({k // block for k in ks}), what)]
+    return gathered(ks, torch.cat([torch.empty(0, *model.shape), *pieces]))
 
 
 @torch.inference_mode()

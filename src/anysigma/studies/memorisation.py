@@ -1,7 +1,8 @@
 """Whether generated images are copies, or like nothing: their nearest training images, beside those of held-out images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from anysigma.data.images import from_uint8
 from anysigma.diffusion.samplers.base import Sampler, describe
-from anysigma.machine.distributed import is_first
+from anysigma.machine.distributed import gathered
 from anysigma.machine.progress import progress
 from anysigma.metrics.anchors import HELD_OUT, Anchor
 from anysigma.metrics.fidelity import Features, own
@@ -20,7 +21,7 @@ from anysigma.metrics.vectors import cached_vectors, vectors
 from anysigma.report.pictures import grid
 from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model, Study
-from anysigma.studies.generated import generated
+from anysigma.studies.generated import Images, generated
 
 TITLE = "Memorisation"
 ABOUT = "How near generated images are to training images, over shifts of a pixel and flips, beside held-out images."
@@ -61,26 +62,26 @@ class Memorisation(Study):
             raise ValueError(f"n={self.n}, shown={self.shown}: at least 1 image is needed")
 
     def run(self, model: Model, sampler: Sampler, data: Any, features: Features, folder: Path) -> Result:
-        """Make the images on all ranks, compare them on the first."""
+        """Make the images and compare them, each rank its own."""
         images = generated(model, sampler, self.n, seed=self.seed, block=self.block, folder=folder)
         card = {**model.card, **describe(sampler, model.denoiser.process.T), "seed": self.seed, "block": self.block}
         card |= {"data_hash": data.hash, "reference": f"{len(data.train)} training images", **features.card()}
         card |= {"n": self.n, "search": SEARCH}
         result = Result("memorisation", TITLE, ABOUT, card=card)
-        if is_first():
-            self.compare(result, images, data, features)
+        self.compare(result, images, data, features)
         return result
 
-    def compare(self, result: Result, images: Tensor, data: Any, features: Features) -> None:
-        """Figures and the picture for uint8 images `[n, C, H, W]`, wherever they come from."""
-        held_out = data.held_out[: max(len(images), 100)]
+    def compare(self, result: Result, images: Images, data: Any, features: Features) -> None:
+        """Figures and the picture for images, wherever they come from; every rank calls it."""
+        held_out = Images.shared(data.held_out[: max(images.n, 100)])
         trained = own(cached_vectors(data.train, features, Path(self.cache) if self.cache else None), features)
-        pixels_of = [in_pixels(some, data.train) for some in (images, held_out)]
-        features_of = [in_features(some, trained, features) for some in (images, held_out)]
+        pixels_of = [of_all(some, partial(in_pixels, train=data.train)) for some in (images, held_out)]
+        search = partial(in_features, trained=trained, features=features)
+        features_of = [of_all(some, search) for some in (images, held_out)]
         spaces = {"pixels": pixels_of, f"{features.name} features": features_of}
         report(result, {space: [distance for distance, _ in both] for space, both in spaces.items()})
         first = features_of[0][0].argsort()[: self.shown]
-        columns = [images[first], data.train[pixels_of[0][1][first]], data.train[features_of[0][1][first]]]
+        columns = [images.some(first.tolist()), data.train[pixels_of[0][1][first]], data.train[features_of[0][1][first]]]
         result.pictures["memorisation"] = grid(torch.cat(columns), columns=len(first))
         result.captions["memorisation"] = (
             f"The {len(first)} generated images that lie nearest to a training image in features, the nearest first; below"
@@ -92,6 +93,12 @@ def views(shape: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
     """(down, right, mirrored): shifts by up to one pixel of images `[…, H, W]`; directions under 4 pixels stay."""
     down, right = ((-1, 0, 1) if size >= SHIFTED else (0,) for size in shape[-2:])
     yield from product(down, right, (False, True))
+
+
+def of_all(images: Images, search: Callable[[Tensor], Nearest]) -> Nearest:
+    """What the search finds for all of them, on every rank, each searching for its own."""
+    distance, index = search(images.mine) if images.ks else (torch.empty(0), torch.empty(0))
+    return gathered(images.ks, distance), gathered(images.ks, index)
 
 
 def in_pixels(images: Tensor, train: Tensor) -> Nearest:

@@ -15,7 +15,6 @@ from anysigma.diffusion.parameterizations import Parameterization
 from anysigma.diffusion.samplers.amplification import per_output
 from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.diffusion.samplers.generalized import Generalized
-from anysigma.machine.distributed import is_first
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.pictures import grid
 from anysigma.report.results import Result, Row, Table
@@ -37,7 +36,7 @@ class OneStep(Study):
     x_T says next to nothing about x_0, so the best prediction is the data's mean; what the network's output misses of its
     target reaches x_0 multiplied by `amplification`: where that is much (eps), its error is all there is to see. `n`
     images are measured, `shown` drawn; `steps`: S of the images beside them, T where T is smaller; `seed` names the
-    noise, `block` images are computed at once. Rank 0 computes it alone.
+    noise, `block` images are computed at once. Every rank makes its share.
     """
 
     n: int
@@ -60,8 +59,6 @@ class OneStep(Study):
         card = {**model.card, **describe(one, T), "beside": describe(many, T), "seed": self.seed, "block": self.block}
         card |= {"data_hash": data.hash, "scale": "[-1, 1], neither rounded nor clipped"}
         result = Result("one_step", TITLE, ABOUT, card=card)
-        if not is_first():
-            return result
         jump = sampled(model, one, self.n, seed=self.seed, block=self.block)
         mean, spread = mean_and_spread(data.train)
         missed = self._missed(model, from_uint8(data.held_out[: self.n]))

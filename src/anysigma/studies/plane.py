@@ -14,7 +14,6 @@ from anysigma.data.rings import Rings
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.diffusion.exact import ExactDenoiser
 from anysigma.diffusion.samplers.base import Sampler, describe
-from anysigma.machine.distributed import is_first
 from anysigma.metrics.anchors import HELD_OUT, Anchor
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.plots import COLOURS
@@ -39,7 +38,7 @@ class Plane(Study):
 
     The minimum of L_γ over all functions on the first K training points is known: E[x_0 | x_t] under Σ 1/K δ(x - x_k),
     and it can only give those points back. `points`: the K to show; `n` samples, `ways` of them with their way; `seed`
-    names the noise, `block` points are computed at once. S, τ and clip are the sampler's. Rank 0 computes it alone.
+    names the noise, `block` points are computed at once. S, τ and clip are the sampler's. Every rank samples its share.
     Raises CannotServe for data other than rings, and for a sampler without η.
     """
 
@@ -63,17 +62,16 @@ class Plane(Study):
         chosen = {eta: with_eta(sampler, eta) for eta in self.etas}
         card = {**model.card, **describe(sampler, model.denoiser.process.T), "sigma": list(self.etas), "seed": self.seed}
         result = Result("plane", TITLE, ABOUT, card={**card, "block": self.block, "data_hash": data.hash})
-        if is_first():
-            train, held_out = from_uint8(data.train), from_uint8(data.held_out)
-            models = {"network": (model, train)} | exact_ones(model, train, self.points)
-            samples, ways = {}, {}
-            for eta, noisy in chosen.items():
-                for name, (one, _) in models.items():
-                    samples[name, eta] = sampled(one, noisy, self.n, seed=self.seed, block=self.block).flatten(1)
-                    ways[name, eta] = torch.stack([x_t.flatten(1) for _, x_t, _ in path(one, noisy, self.ways, self.seed)])
-            known = {name: some.flatten(1) for name, (_, some) in models.items()}
-            report(result, samples, held_out.flatten(1), known, data.source.radii)
-            draw(result, samples, ways, held_out.flatten(1), known)
+        train, held_out = from_uint8(data.train), from_uint8(data.held_out)
+        models = {"network": (model, train)} | exact_ones(model, train, self.points)
+        samples, ways = {}, {}
+        for eta, noisy in chosen.items():
+            for name, (one, _) in models.items():
+                samples[name, eta] = sampled(one, noisy, self.n, seed=self.seed, block=self.block).flatten(1)
+                ways[name, eta] = torch.stack([x_t.flatten(1) for _, x_t, _ in path(one, noisy, self.ways, self.seed)])
+        known = {name: some.flatten(1) for name, (_, some) in models.items()}
+        report(result, samples, held_out.flatten(1), known, data.source.radii)
+        draw(result, samples, ways, held_out.flatten(1), known)
         return result
 
 

@@ -6,23 +6,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from anysigma.data.images import ROUNDING, image_hash
 from anysigma.diffusion.samplers.base import Sampler, describe
-from anysigma.machine.distributed import rank_and_world, say
+from anysigma.machine.distributed import is_first, say
+from anysigma.machine.progress import dealt
 from anysigma.metrics.anchors import TRAINING, Anchors, anchors, draws_of, kept, to_held_out
 from anysigma.metrics.card import versions
 from anysigma.metrics.fidelity import INCEPTION_SPLITS, Features, Measure, at_most, frechet, measures, own, the_distance
 from anysigma.metrics.frechet import Moments, NoLimit, extrapolated
 from anysigma.metrics.statistics import mean_and_error, t_limit
-from anysigma.metrics.vectors import cached_vectors, vectors
+from anysigma.metrics.vectors import cached_vectors
 from anysigma.report.pictures import grid
 from anysigma.report.results import Result, Row
 from anysigma.studies.base import Model, Study
 from anysigma.studies.generated import cost, generated
+from anysigma.studies.saving import save
 from anysigma.studies.sets import fewer, sets_of
 from anysigma.studies.trajectory import strip
 
@@ -66,20 +66,21 @@ class Fidelity(Study):
         images = generated(model, sampler, total, seed=self.seed, block=self.block, folder=folder)
         setting = describe(sampler, model.denoiser.process.T)
         result = Result("fidelity", TITLE, ABOUT, card={**model.card, **setting, "seed": self.seed, "block": self.block})
-        if rank_and_world()[0] == 0:
-            save(images, self.save, folder)
-            result.pictures = {"grid": grid(images[:GRID]), "trajectory": strip(model, sampler, self.seed)}
+        save(images, self.save, folder)
+        first = images.some(range(min(GRID, total)))
+        if features:
+            real = RealImages(data, features, n, self.splits, self.cache)
+            found = real.sets(images.vectors(features))
+            distance, *others = real.rows(found, setting)
+            result.rows = [replace(distance, key=True), real.limit(found, setting), *others]
+            result.card |= real.card(sets) | fewer(self.sets, evaluations)
+            result.lines = headline(result.rows, features.metric, result.card.get("fewer_sets", ""))
+        if is_first():
+            result.pictures = {"grid": grid(first), "trajectory": strip(model, sampler, self.seed)}
             result.captions = {
-                "grid": f"The first {min(GRID, len(images))} images.",
+                "grid": f"The first {len(first)} images.",
                 "trajectory": "One image on its way: x_t above, the x_0 predicted from it below.",
             }
-            if features:
-                real = RealImages(data, features, n, self.splits, self.cache)
-                found = real.vectors(images.split(n))
-                first, *others = real.rows(found, setting)
-                result.rows = [replace(first, key=True), real.limit(found, setting), *others]
-                result.card |= real.card(sets) | fewer(self.sets, evaluations)
-                result.lines = headline(result.rows, features.metric, result.card.get("fewer_sets", ""))
         return result
 
 
@@ -111,7 +112,8 @@ def interval(row: Row) -> str:
 class RealImages:
     """The real side of every figure: the training images are the reference, held-out ones stand beside them.
 
-    `n`: images a set; `splits`: draws for the anchors; `cache`: where vectors and anchors are kept, or null.
+    `n`: images a set; `splits`: draws for the anchors; `cache`: where vectors and anchors are kept, or null. What takes
+    long is done in shares: every rank asks for the same, in the same order, and has all of it.
     """
 
     data: Any
@@ -171,18 +173,19 @@ class RealImages:
         """Images of either side in the distance to held-out ones."""
         return min(self.n, len(self.held_out))
 
-    def vectors(self, sets: Sequence[Tensor]) -> list[Tensor]:
-        """Of disjoint sets of uint8 images; ValueError unless each has n, for beside anchors at another n none may stand."""
-        if wrong := [len(one) for one in sets if len(one) != self.n]:
-            raise ValueError(f"a set of {wrong[0]} generated images cannot stand beside {self.n} real ones")
-        return [vectors(one, self.features) for one in sets]
+    def sets(self, found: Tensor) -> list[Tensor]:
+        """Vectors as disjoint sets; ValueError unless each has n, for beside anchors at another n none may stand."""
+        if wrong := len(found) % self.n:
+            raise ValueError(f"a set of {wrong} generated images cannot stand beside {self.n} real ones")
+        return list(found.split(self.n))
 
     def rows(self, found: Sequence[Tensor], params: dict[str, Any]) -> list[Row]:
         """One row a measure over disjoint sets, as vectors; the distance first."""
-        each = [self.measures(one) for one in found]
-        rows = [self._row(measure, [one[measure] for one in each], self.n, params) for measure in each[0]]
-        values, other = [self.to_held_out(one) for one in found], self._named("held_out", " to held-out images")
-        return [*rows, self._row(other, values, self.shared, params)]
+        self.reference, self.held_out, self.anchors  # noqa: B018  every rank, before each has a set of its own
+        each = dealt(lambda i: (self.measures(found[i]), self.to_held_out(found[i])), len(found), "measures")
+        first, other = each[0][0], self._named("held_out", " to held-out images")
+        rows = [self._row(measure, [one[measure] for one, _ in each], self.n, params) for measure in first]
+        return [*rows, self._row(other, [value for _, value in each], self.shared, params)]
 
     def _named(self, suffix: str, words: str) -> Measure:
         """A relative of the distance."""
@@ -233,16 +236,3 @@ def count(n: int | None, data: Any) -> int:
 def figure(row: Row) -> str:
     """A value with its standard error."""
     return f"{row.value:.2f}" + (f" ± {row.error:.2f}" if row.error is not None else "")
-
-
-def save(images: Tensor, form: str | None, folder: Path) -> None:
-    """Nothing, images/<k>.png, or images.npz with `arr_0` uint8 `[n, H, W, C]` as the field's tools read it."""
-    arrays = images.permute(0, 2, 3, 1).numpy()
-    if form == "npz":
-        np.savez(folder / "images.npz", arrays)
-    if form == "png":
-        if arrays.shape[3] not in (1, 3):
-            raise ValueError(f"save=png takes 1 or 3 channels, these images have {arrays.shape[3]}; save=npz takes any")
-        (folder / "images").mkdir(exist_ok=True)
-        for k, array in enumerate(arrays.squeeze(3) if arrays.shape[3] == 1 else arrays):
-            Image.fromarray(array).save(folder / "images" / f"{k:06d}.png")

@@ -16,7 +16,7 @@ from anysigma.diffusion.samplers.base import SIGNAL_LEFT, Sampler, describe
 from anysigma.diffusion.samplers.generalized import Generalized
 from anysigma.diffusion.samplers.sigma import Eta
 from anysigma.diffusion.samplers.tau import UpTo
-from anysigma.machine.distributed import is_first
+from anysigma.machine.distributed import gathered, is_first, my_share, spread
 from anysigma.machine.progress import progress
 from anysigma.metrics.statistics import mean_and_error
 from anysigma.report.pictures import grid
@@ -40,7 +40,7 @@ class Reconstruction(Study):
     at once; `shown`: images in the picture. τ follows the given sampler's rule. Where some of all T steps would multiply
     the network's error beyond the sampler's limit (eps under a schedule whose last β is capped: 30.6 times from T to T-1),
     every S keeps to 1..t instead, t the last step with α_t ≥ 0.01: above it x_t is noise to the eye, and there is nothing
-    to encode but the network's error. An S that is refused even so is left out, with the reason. Rank 0 computes it alone.
+    to encode but the network's error. An S that is refused even so is left out, with the reason. Every rank makes its share.
     """
 
     n: int
@@ -70,9 +70,9 @@ class Reconstruction(Study):
             "block": self.block,
         }
         result = Result("reconstruction", TITLE, ABOUT, card=card, lines=lines + refused)
+        x_0 = from_uint8(data.held_out[: self.n])
+        found = {S: self._there_and_back(model, way, x_0) for S, way in ways.items()}
         if is_first():
-            x_0 = from_uint8(data.held_out[: self.n])
-            found = {S: self._there_and_back(model, way, x_0) for S, way in ways.items()}
             errors = {S: squared_error(back, x_0) for S, back in found.items()}
             papers = {S: PAPER[S] for S in ways if S in PAPER and type(data.source).__name__ == "CIFAR10"}
             report(result, errors, squared_error(x_0, x_0.mean(0)).mean().item(), papers)
@@ -84,11 +84,14 @@ class Reconstruction(Study):
 
     @torch.inference_mode()
     def _there_and_back(self, model: Model, ddim: Generalized, x_0: Tensor) -> Tensor:
-        blocks = x_0.split(self.block)
-        return torch.cat([
-            there_and_back(model, ddim, block.to(model.denoiser.device)).cpu()
-            for block in progress(blocks, len(blocks), f"reconstruction, S = {ddim.steps}")
-        ])  # fmt: skip
+        block = spread(len(x_0), self.block)
+        ks = my_share(range(len(x_0)), block)
+        blocks = x_0[ks].split(block) if ks else ()
+        found = [
+            there_and_back(model, ddim, some.to(model.denoiser.device)).cpu()
+            for some in progress(blocks, len(blocks), f"reconstruction, S = {ddim.steps}")
+        ]
+        return gathered(ks, torch.cat([x_0[:0], *found]))
 
 
 def resolved(ddim: Generalized, denoiser: Denoiser) -> tuple[Generalized, list[str]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from anysigma.diffusion.samplers.amplification import Amplifies
 from anysigma.diffusion.samplers.base import Sampler, describe
 from anysigma.diffusion.samplers.tau import TauRule
-from anysigma.machine.distributed import is_first, say
+from anysigma.machine.distributed import say
 from anysigma.metrics.fidelity import Features
 from anysigma.metrics.statistics import Difference
 from anysigma.report.against_steps import anchored
@@ -81,7 +81,7 @@ class SamplerTable(Study):
         """Make every cell's images, measure, and print as the paper prints."""
         T, real = model.denoiser.process.T, RealImages(data, features, count(self.n, data), self.splits, self.cache)
         result = Result("table", TITLE, ABOUT, card={**model.card, "seed": self.seed, "block": self.block})
-        result.card |= real.card(self.sets) if is_first() else {}
+        result.card |= real.card(self.sets)
         cells = self.allowed(list(self.cells(sampler, T)), model, result)
         each, every = real.n * self.sets, [cell.sampler for cell in cells]
         say(cost(model, every, each, self.block, f"{len(cells)} settings, {each} images each"))
@@ -89,11 +89,10 @@ class SamplerTable(Study):
         for cell in cells:
             setting, what = describe(cell.sampler, T), ", ".join(filter(None, [cell.label, f"S = {cell.S}", cell.tau]))
             images = generated(model, cell.sampler, each, seed=self.seed, block=self.block, folder=folder, what=what)
-            if is_first():
-                measured = real.rows(real.vectors(images.split(real.n)), setting)
-                result.rows += [replace(row, card=setting) for row in measured]
-                found.setdefault(cell.tau, {})[cell.label, cell.S] = measured[0]
-                pictures[cell.tau, cell.label, cell.S] = images[:SHOWN]
+            measured = real.rows(real.sets(images.vectors(features)), setting)
+            result.rows += [replace(row, card=setting) for row in measured]
+            found.setdefault(cell.tau, {})[cell.label, cell.S] = measured[0]
+            pictures[cell.tau, cell.label, cell.S] = images.some(range(min(SHOWN, each)))
         for tau, rows in found.items():
             grid = Grid(tau, rows, real, averaged=str(model.card.get("weights", "")).startswith("ema"))
             result.tables += [values(grid), changes(grid)]

@@ -1,7 +1,8 @@
 """Whether a classifier tells generated images from real ones: a two-sample test."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from anysigma.diffusion.noise import stream, stream_seed
 from anysigma.diffusion.samplers.base import Sampler, describe
-from anysigma.machine.distributed import is_first
-from anysigma.metrics.anchors import SECONDS, Anchor, within
+from anysigma.machine.progress import dealt
+from anysigma.metrics.anchors import SECONDS, Anchor
 from anysigma.metrics.card import versions
 from anysigma.metrics.fidelity import Features, own
 from anysigma.metrics.statistics import t_limit, wilson
-from anysigma.metrics.vectors import cached_vectors, vectors
+from anysigma.metrics.vectors import cached_vectors, shared
 from anysigma.report.results import Result, Row, Table
 from anysigma.studies.base import Model, Study
 from anysigma.studies.generated import generated
@@ -65,13 +66,12 @@ class TwoSample(Study):
             raise ValueError(f"n={self.n}: each of study.folds={self.folds} folds needs an image")
 
     def run(self, model: Model, sampler: Sampler, data: Any, features: Features | None, folder: Path) -> Result:
-        """Make the images on all ranks, test them on the first."""
+        """Make the images and test them, each rank some of the draws; for that every rank has them: they are few."""
         n = self.count(data)
         images = generated(model, sampler, n, seed=self.seed, block=self.block, folder=folder)
         card = {**model.card, **describe(sampler, model.denoiser.process.T), "seed": self.seed, "block": self.block}
         result = Result("two_sample", TITLE, ABOUT, card=card | self._card(data, n) | (features.card() if features else {}))
-        if is_first():
-            self.compare(result, images, data, features)
+        self.compare(result, images.all(), data, features)
         return result
 
     def count(self, data: Any) -> int:
@@ -82,16 +82,17 @@ class TwoSample(Study):
         return n
 
     def compare(self, result: Result, images: Tensor, data: Any, features: Features | None) -> None:
-        """Figures, a table and lines for uint8 images `[n, C, H, W]`, wherever they come from."""
+        """Figures, a table and lines for uint8 images `[n, C, H, W]`, wherever they come from; every rank calls it."""
         made, held_out = levelled(images, data.source.grey_levels), chosen(data.held_out, len(images), self.seed)
         spaces = {"pixels": (flat(made), flat(held_out), flat(torch.cat([data.train, data.held_out])))}
         if features:
             cache = Path(self.cache) if self.cache else None
             real = [cached_vectors(some, features, cache) for some in (data.train, data.held_out)]
-            some = (vectors(made, features), vectors(held_out, features), torch.cat(real))
+            some = (shared(made, features), shared(held_out, features), torch.cat(real))
             spaces[f"{features.name} features"] = tuple(own(one, features).numpy() for one in some)
         for space, (a, b, real) in spaces.items():
-            value, null = self.accuracy(a, b), within(SECONDS, self._halves(real, len(a)), self.splits, f"{HALVES}, {space}")
+            value = sum(dealt(partial(self._right, *both(a, b)), self.repeats, f"forests, {space}")) / self.repeats
+            null = dealt(partial(self._halves, real, len(a)), self.splits, f"{HALVES}, {space}", SECONDS)
             result.rows.append(row(space, value, Anchor.of(null), len(a)))
             result.arrays.setdefault("two_sample", {})[f"{space.split()[-1]}_halves"] = np.array(null)
             result.lines.append(verdict(result.rows[-1], place(value, null)))
@@ -99,8 +100,7 @@ class TwoSample(Study):
 
     def accuracy(self, a: np.ndarray, b: np.ndarray) -> float:
         """Share of the rows of both, `[n, d]` each, that a forest grown on the other folds takes for what they are."""
-        x, y = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
-        return sum(self._right(x, y, repeat) for repeat in range(self.repeats)) / self.repeats
+        return sum(self._right(*both(a, b), repeat) for repeat in range(self.repeats)) / self.repeats
 
     def _right(self, x: np.ndarray, y: np.ndarray, repeat: int) -> float:
         """The share of rows for one cut into folds."""
@@ -112,11 +112,10 @@ class TwoSample(Study):
         cut = StratifiedKFold(self.folds, shuffle=True, random_state=seed)
         return float((cross_val_predict(forest, x, y, cv=cut) == y).mean())
 
-    def _halves(self, real: np.ndarray, n: int) -> Iterator[float]:
-        """The same between n real images and n others, drawn anew each time."""
-        for split in range(self.splits):
-            order = torch.randperm(len(real), generator=stream(self.seed, split, "halves")).numpy()
-            yield self.accuracy(real[order[:n]], real[order[n : 2 * n]])
+    def _halves(self, real: np.ndarray, n: int, split: int) -> float:
+        """The same between n real images and n others, drawn anew for each split."""
+        order = torch.randperm(len(real), generator=stream(self.seed, split, "halves")).numpy()
+        return self.accuracy(real[order[:n]], real[order[n : 2 * n]])
 
     def _card(self, data: Any, n: int) -> dict[str, Any]:
         from sklearn import __version__
@@ -128,6 +127,11 @@ class TwoSample(Study):
             "interval": "Wilson over 2n images, as if they were judged one by one", "data_hash": data.hash,
             "grey_levels": data.source.grey_levels, "versions": versions() | {"scikit-learn": __version__},
         }  # fmt: skip
+
+
+def both(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of both, and which they are of: 0 or 1."""
+    return np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
 
 
 def levelled(images: Tensor, levels: int) -> Tensor:

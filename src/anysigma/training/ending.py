@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from lightning.pytorch.loggers import Logger
 
-from anysigma.machine.distributed import agreed
+from anysigma.machine.meeting import agreed
 from anysigma.machine.slurm import requeue
 from anysigma.report.results import Result
 from anysigma.runs.checkpoint import read

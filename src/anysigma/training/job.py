@@ -31,6 +31,7 @@ from anysigma.training.ending import Outcome, finish
 from anysigma.training.module import DiffusionModule
 from anysigma.training.preemption import fit
 from anysigma.training.rehearsal import Rehearsal, settle, words
+from anysigma.training.together import Training, beginning
 
 SHOWN = 64  # training images in samples/data.png
 
@@ -95,7 +96,8 @@ class TrainingJob:
         try:
             loggers += [logger(folder=folder, config=facts.config) for logger in self.loggers.values()]
             facts.wandb = next((one.record for one in loggers if hasattr(one, "record")), (before or {}).get("wandb"))
-            trainer = self._trainer(folder, facts, hardware, features, loggers)
+            together = partial(Training, lambda: beginning(facts.identity, facts.data_hash, before))
+            trainer = self._trainer(folder, facts, hardware, features, loggers, together)
             code = self._train(trainer, folder, before["step"] if before else 0)
             done = code == 0 and trainer.global_step >= trainer.max_steps
         finally:
@@ -164,8 +166,9 @@ class TrainingJob:
             return None
 
     def _trainer(
-        self, folder: Path, facts: Facts, hardware: Hardware, features: Features | None, loggers: list[Logger]
-    ) -> Trainer:
+        self, folder: Path, facts: Facts, hardware: Hardware, features: Features | None, loggers: list[Logger],
+        together: Callable[..., Training],
+    ) -> Trainer:  # fmt: skip
         measures = {name: c for name, c in self.callbacks.items() if isinstance(c, partial)}
         callbacks = [c for name, c in self.callbacks.items() if name not in measures]
         if features is not None:
@@ -174,7 +177,7 @@ class TrainingJob:
         if hardware.follows or record.exists():
             callbacks.append(Switches(record, hardware.most_threads, fixed=not hardware.follows))
         trainer = self.trainer(
-            **hardware.lightning(), callbacks=callbacks, logger=loggers, default_root_dir=folder, max_epochs=1,
+            **hardware.lightning(together), callbacks=callbacks, logger=loggers, default_root_dir=folder, max_epochs=1,
             use_distributed_sampler=False, enable_model_summary=False, num_sanity_val_steps=0,
             benchmark=hardware.cudnn_benchmark,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from anysigma.machine.signals import SIGNALS
+from anysigma.machine.watch import children
 from anysigma.training.callbacks.last import Last
 
 
@@ -32,8 +33,7 @@ def take_over(trainer: Trainer, last: Last) -> None:
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment):
         environment.auto_requeue = False
-    launcher = trainer.strategy.launcher
-    SIGNALS.children = lambda: getattr(launcher, "procs", ())
+    SIGNALS.children = children
     for timer in [c for c in trainer.callbacks if isinstance(c, Timer)]:  # trainer.max_time
         trainer.callbacks.remove(timer)
         last.seconds = timer.time_remaining()

@@ -2,6 +2,7 @@
 
 import math
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ class Asking:
     number on a device is to wait for all that was given to it before. With one process the answer is immediate.
     """
 
-    def __init__(self, world: int):
-        self._group = dist.new_group(backend="gloo") if world > 1 else None
+    def __init__(self, world: int, timeout: timedelta | None = None):
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if world > 1 else None
         self._asked: tuple[torch.Tensor, dist.Work] | None = None
 
     def said(self, number: int | None) -> int | None:
@@ -72,7 +73,7 @@ class Last(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._saved_at, self._end = trainer.global_step, time.monotonic() + self.seconds
-        self._asking = Asking(trainer.world_size)
+        self._asking = Asking(trainer.world_size, getattr(trainer.strategy, "timeout", None))
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
