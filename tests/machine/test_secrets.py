@@ -14,6 +14,7 @@ from anysigma.compose.cli import one_line
 from anysigma.compose.config import check, plain
 from anysigma.machine.distributed import say
 from anysigma.machine.secrets import redacted, refuse_values, refuse_words, secrets
+from anysigma.training.wandb_run import reason
 
 ROOT = Path(__file__).parents[2]
 config.register()
@@ -129,6 +130,10 @@ def test_a_long_text_is_no_trap(text):
 def test_what_is_said_is_starred(capsys):
     say(f"no distance: http://u:p@h says {KEY}")
     assert capsys.readouterr().out == "no distance: http://***@h says ***\n"
+
+
+def test_what_wandb_answers_is_starred():
+    assert reason(OSError("http://u:p@h: refused\nmore")) == "http://***@h: refused"
 
 
 def test_errors_and_traces_are_starred(tmp_path):

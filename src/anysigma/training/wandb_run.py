@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anysigma.machine.distributed import shown
+from anysigma.machine.secrets import redacted
 from anysigma.training.wandb_files import last_step
 
 STEP = "trainer/global_step"
@@ -105,9 +106,9 @@ class WandbRun:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, or its kind."""
+    """The first line of an error, or its kind; without secrets: a server's address may hold a password."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return redacted(lines[0]) if lines else type(error).__name__
 
 
 def release() -> None:
