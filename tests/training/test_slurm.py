@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
 from test_preemption import ENDLESS, LINE, WORDS, Started, no_figures, pair, saved, until, waits_in
 from test_training import ROOT, same_weights
 
@@ -34,7 +35,7 @@ exec bash "$@"
 """
 SRUN = """#!/bin/sh
 echo "srun $*" >> {folder}/calls
-echo $$ > {folder}/pid
+
 export SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_STEP_ID=0
 exec "$@"
 """
@@ -221,20 +222,17 @@ def test_lightnings_own_file_is_never_taken_up(fake, tmp_path, no_figures, monke
     assert same_weights(saved(plain), saved(tmp_path)) and alien.read_bytes() == b"no checkpoint of ours"
 
 
-def test_the_documented_script(fake, tmp_path, monkeypatch):
-    """docs/slurm.md's, by bash: submitted, told, queued again, done."""
+def test_the_documented_script(fake, tmp_path):
+    """docs/slurm.md's, by bash: every word reaches train.py, whose config they make; its code is the job's."""
     (script,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "docs/slurm.md").read_text(), re.DOTALL)
     (tmp_path / "job.sh").write_text(script)
-    (fake / "python").write_text(f'#!/bin/sh\ncd {tmp_path}\nshift\nexec {sys.executable} {ROOT}/train.py "$@"\n')
+    (fake / "python").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {fake}/words\nexit 138\n')
     (fake / "python").chmod(0o755)
-    words = [*WORDS, "hardware.accelerator=cpu", "study=schedule"]
-    job = subprocess.Popen(["sbatch", "job.sh", *words, ENDLESS], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    until(lambda: (tmp_path / "logs/train/a/metrics.csv").exists() or job.poll() is not None)
-    os.kill(int((fake / "pid").read_text()), USR1)
-    said, _ = job.communicate(timeout=60)
-    step = saved(tmp_path)["step"]
-    assert job.returncode == 138 and f"stopped at step {step} and saved" in said and calls(fake)[-2:] == ASKED
-    again = ["sbatch", "job.sh", *words, f"trainer.max_steps={step + 2}"]
-    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and f"going on from step {step}" in done.stdout, done.stderr[-2000:]
-    assert f"finished at step {step + 2}" in done.stdout and calls(fake)[0].startswith("sbatch job.sh data=rings")
+    words = ["data=rings", "model=mlp", "run=long", "sampler.tau=[1, 500]", "hardware.accelerator=cpu"]
+    assert subprocess.run(["sbatch", "job.sh", *words], cwd=tmp_path, timeout=20).returncode == 138
+    program, *taken = (fake / "words").read_text().splitlines()
+    assert program == "train.py" and taken[-len(words) :] == words
+    assert [call.split()[0] for call in calls(fake)] == ["sbatch", "srun"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", [word for word in taken if "tau" not in word])
+    assert (cfg.hardware.strategy, cfg.hardware.devices, cfg.hardware.num_nodes, cfg.run) == ("ddp", 1, 1, "long")
