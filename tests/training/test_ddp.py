@@ -246,7 +246,7 @@ def test_only_one_process_writes_and_speaks(two, run):
     assert [said.count(words) for words in (" M parameters", "finished at step 15")] == [1, 1]
     assert [path.name for path in (two / "logs/train").iterdir()] == ["two"]
     inside = {".hydra", "checkpoints", "metrics.csv", "results.json", "samples"}
-    assert inside <= {path.name for path in run.iterdir()} <= inside | {"shards"} and not list(two.rglob("*.part"))
+    assert inside <= {path.name for path in run.iterdir()} <= inside | {"shards", ".lock"} and not list(two.rglob("*.part"))
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
