@@ -147,6 +147,7 @@ def test_figures_of_a_precision_asked_for_by_name_lie_beside_the_runs_own(place)
     assert json.loads(own.read_text()) == before
 
 
+@pytest.mark.slow
 def test_figures_of_another_precision_are_put_aside(place):
     """As on a machine that cannot compute in the run's own."""
     run(place, ROOT / "evaluate.py", *SMALL, "logger=csv")
@@ -158,6 +159,7 @@ def test_figures_of_another_precision_are_put_aside(place):
     assert json.loads(aside.read_text())["precision"] == "bf16-mixed"
 
 
+@pytest.mark.slow
 def test_other_images_than_the_runs_are_refused(tmp_path):
     """Nine images deleted, or another folder named: the run does not go on, and no figure is made."""
     from PIL import Image

@@ -76,6 +76,7 @@ def test_none_of_them_leaves_its_place(tmp_path, environment):
     assert list(tmp_path.rglob("report.html")) and leaks(tmp_path, said, shown) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_hands_none_of_them_on_in_files(tmp_path, environment):
     words = ["-m", "seed=0,1", *SMALL[:-1], "logger=csv", "study=trajectory", "study.n=0"]
     said, _, shown = ran("train.py", words, tmp_path, environment)

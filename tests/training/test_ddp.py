@@ -247,7 +247,7 @@ def test_only_one_process_writes_and_speaks(two, run):
     assert [path.name for path in (two / "logs/train").iterdir()] == ["two"]
     inside = {".hydra", "checkpoints", "metrics.csv", "results.json", "samples"}
     assert inside <= {path.name for path in run.iterdir()} <= inside | {"shards", ".lock"} and not list(two.rglob("*.part"))
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
 
 
 def test_the_generated_set_is_the_same_bit_for_bit(run, tmp_path, monkeypatch):

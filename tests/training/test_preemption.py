@@ -291,7 +291,9 @@ def test_nobody_leaves_before_rank_0_has_done_what_it_alone_does(tmp_path, monke
     assert ranks[1].code() == 138 and (tmp_path / "asked").exists() and ranks[0].code() == 138
 
 
-@pytest.mark.parametrize("number", [INT, TERM, USR1])
+@pytest.mark.parametrize(
+    "number", [TERM, pytest.param(INT, marks=pytest.mark.slow), pytest.param(USR1, marks=pytest.mark.slow)]
+)
 def test_the_launcher_torchrun_passes_a_signal_on(number, tmp_path):
     words = [*WORDS, "hardware=cpu", ENDLESS, "callbacks.last.every=100000"]
     handled = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -324,6 +326,7 @@ with SIGNALS.heard():
 """
 
 
+@pytest.mark.slow
 def test_the_parent_alone_told_during_the_final_figures_takes_its_children_with_it(tmp_path):
     """Lightning's launcher: nobody else would end them."""
     (tmp_path / "waiting.py").write_text(WAITING)

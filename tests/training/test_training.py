@@ -282,6 +282,7 @@ def test_a_study_that_fails_costs_the_figures_and_not_the_run(tmp_path):
     assert "no distance: this data set has no feature network" in done.stdout and "Epoch" not in done.stdout
 
 
+@pytest.mark.slow
 def test_time_counts_from_this_start_so_that_jobs_can_be_chained(tmp_path):
     words = [
         "debug=true",
@@ -327,7 +328,13 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_good_checkpoint(tmp_pat
     assert (tmp_path / "checkpoints/last.ckpt").read_bytes() == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((signal.SIGINT, 130), (signal.SIGUSR1, 138))),
+    ],
+)
 def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(tmp_path, number, code):
     words = [sys.executable, str(ROOT / "train.py"), "debug=true", "logger=csv", "run=cut", "features=none", *LIGHT]
     process = subprocess.Popen([*words, "trainer.max_steps=100000"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)

@@ -92,6 +92,7 @@ RESULT = Result("fidelity", rows=[Row("fd", 1.0)], pictures={"grid": np.zeros((4
 WHOLE = {s: {"train/loss": 1 / s, **({"held_out/loss": 2 / s} if s % 5 == 0 else {})} for s in range(1, 41)}
 
 
+@pytest.mark.slow
 def test_offline_each_step_stands_once_when_the_folders_are_read_together(tmp_path):
     for words in STARTS:
         start(tmp_path, *words, arrived=lambda: on_disk(tmp_path), WANDB_MODE="offline")
@@ -111,6 +112,7 @@ def test_online_each_step_stands_once_on_the_server(tmp_path):
     assert len(server.rows) == 1 and by_step(next(iter(server.rows.values()))) == local(tmp_path) == WHOLE
 
 
+@pytest.mark.slow
 def test_a_server_that_was_down_for_one_start_gets_its_figures_with_the_next(tmp_path):
     with serving() as server:
         online = {"WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40}
@@ -120,6 +122,7 @@ def test_a_server_that_was_down_for_one_start_gets_its_figures_with_the_next(tmp
     assert by_step(next(iter(server.rows.values()))) == WHOLE
 
 
+@pytest.mark.slow
 def test_a_copy_has_a_run_of_its_own_and_in_it_all_figures(tmp_path):
     start(tmp_path / "a", 0, 20, False, WANDB_MODE="offline")
     shutil.copytree(tmp_path / "a", tmp_path / "b", symlinks=True)
@@ -154,6 +157,7 @@ def test_training_keeps_the_id_in_the_checkpoint_and_a_renamed_folder_goes_on_wi
     assert list(by_step(row for row in offline(tmp_path / "b") if "train/loss" in row)) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_with_anothers_weights_draws_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
@@ -183,6 +187,7 @@ def test_a_training_that_is_killed_and_goes_on_has_each_step_once(tmp_path):
     assert {s: row["train/loss"] for s, row in found.items()} == {s: r["train/loss"] for s, r in local(folder).items()}
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_wandb_run(tmp_path):
     words = ["hardware=cpu", "hardware.devices=2", "debug=true", "run=two", "features=none", "trainer.max_steps=3", *LIGHT]
     command("train.py", *words, cwd=tmp_path, WANDB_MODE="offline")
