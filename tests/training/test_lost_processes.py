@@ -106,8 +106,9 @@ def test_all_end_in_one_line_and_the_run_goes_on(case, tmp_path):
 
 @pytest.mark.slow
 def test_under_torchrun_they_end_too(tmp_path):
+    """It names the one that was killed itself, and ends the others, sometimes before they have seen it."""
     code, said, seconds = broken(tmp_path, TORCHRUN, 1, signal.SIGKILL)
-    assert code != 0 and seconds < 60 and len(ours(said)) == 1, said
+    assert code != 0 and seconds < 60 and len(ours(said)) <= 1 and "Signal 9 (SIGKILL)" in said, said
     assert read(tmp_path / "logs/train/two/checkpoints/last.ckpt")["step"] >= 10
 
 
