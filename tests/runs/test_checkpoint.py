@@ -187,13 +187,14 @@ def test_a_truncated_file_is_named_kept_aside_and_the_one_before_goes_on(tmp_pat
     assert file.read(previous)["step"] == 3  # not the damaged one
 
 
-def test_both_damaged_is_refused_by_name(tmp_path):
+def test_both_damaged_is_refused_by_name(tmp_path, capsys):
     last, previous = tmp_path / "checkpoints/last.ckpt", tmp_path / "checkpoints/previous.ckpt"
     for _ in range(2):
         file.write(content(), last, previous)
     for path in (last, previous):
         flipped(path, 700)
     file.mend(tmp_path)
+    assert "previous.ckpt: damaged" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"last.ckpt: damaged: its bytes are not those that were written"):
         file.read(file.newest(tmp_path))
 
@@ -213,6 +214,7 @@ def test_what_a_killed_save_left_is_cleared_away(tmp_path):
         (lambda p: p.write_bytes(b""), "truncated, or no file of ours"),
         (lambda p: p.write_text("hello"), "truncated, or no file of ours"),
         (lambda p: torch.save(content(), p), "it does not end with a seal"),
+        (lambda p: torch.save({**content(), "format": 2}, p), "format 2, this version reads 3"),
         (lambda p: saved({"x": 1}, p), "not written by anysigma"),
         (lambda p: saved([1, 2], p), "not written by anysigma"),
         (lambda p: saved({**content(), "format": 99}, p), "format 99, this version reads 3"),

@@ -1,5 +1,6 @@
 """One process in a run's folder: its holder is named, and a killed one holds nothing."""
 
+import errno
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from anysigma.runs import lock
 from anysigma.runs.lock import HOLDER, named
 
 HOLDS = """
@@ -76,3 +78,22 @@ def test_a_holder_that_says_nothing_is_another_process(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     assert named(path) == "another process" or content == b"\xff\xfe"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_a_line_says_so(tmp_path, monkeypatch, capsys, number):
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.FileLock, "acquire", refused)
+    lock.hold(tmp_path / "run")
+    assert "this file system knows no locks" in capsys.readouterr().out
+
+
+def test_another_failure_is_not_taken_for_that(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(lock.FileLock, "acquire", refused)
+    with pytest.raises(OSError, match="Permission denied"):
+        lock.hold(tmp_path / "run")

@@ -1,11 +1,14 @@
 """NaN and infinities on purpose: in losses, gradients, weights; on one process of two; once and for good."""
 
 import csv
+import math
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,13 +21,15 @@ from anysigma.compose.config import build
 from anysigma.data.datamodule import Order, unskipped
 from anysigma.data.digits import Digits
 from anysigma.diffusion.noise import Draws
+from anysigma.machine.signals import ASKING, SIGNALS
 from anysigma.runs.checkpoint import load_weights, read
 from anysigma.runs.identity import identity
 from anysigma.runs.not_finite import NotFinite, hold_finite, not_finite
-from anysigma.training.callbacks.finite import Finite
+from anysigma.training.callbacks.finite import Finite, GoneBack
 from anysigma.training.ema import EMA
+from anysigma.training.ending import Outcome
 from anysigma.training.first_bad import FirstBad
-from anysigma.training.job import Facts
+from anysigma.training.job import Facts, TrainingJob
 from anysigma.training.module import DiffusionModule
 from anysigma.training.starts import NOT_FINITE, to_the_end
 
@@ -342,6 +347,59 @@ def test_a_run_that_was_cut_after_going_back_goes_on_as_the_uncut_one(spoilt, tm
     assert last(cut)["ImageDataModule"] == {"skipped": [4]}
     assert trained(cut, *words) == 0
     assert same(last(cut), last(uncut)) and last(cut)["ImageDataModule"] == {"skipped": [4, 7]}
+
+
+def test_a_signal_while_it_goes_back_stops_the_next_start_saved(spoilt, tmp_path, monkeypatch, capsys):
+    """It came in the first training and is heard by the second."""
+    also, _ = spoilt
+    also("loss x NaN", lambda place, i: place == 4)
+    back = Finite._go_back
+
+    def told(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        back(*args)
+
+    monkeypatch.setattr(Finite, "_go_back", told)
+    before = {number: signal.getsignal(number) for number in ASKING}
+    try:
+        with SIGNALS.heard():
+            assert trained(tmp_path, "callbacks.finite.policy=rollback") == 128 + signal.SIGTERM
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert last(tmp_path)["step"] == 4 and "stopped at step 4 and saved" in capsys.readouterr().out
+
+
+def test_the_time_that_is_left_is_the_next_starts(tmp_path):
+    """Going back does not begin the job's time anew."""
+    found = []
+
+    class Job:
+        def __init__(self, *ends):
+            self.data, self.left = SimpleNamespace(skipped=[]), None
+
+        def run(self, *_):
+            found.append((self.data.skipped, self.left))
+            if len(found) < 3:
+                raise GoneBack("", [len(found)], 10.0 - len(found))
+            return Outcome(0, True, [])
+
+    to_the_end(Job, 0, tmp_path, Facts({}, {}))
+    assert found == [([], math.inf), ([1], 9.0), ([2], 8.0)]
+
+
+def test_a_start_whose_time_is_over_stops_at_its_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingJob, "left", -1.0)
+    assert trained(tmp_path, "trainer.max_time=00:01:00:00") == 0 and last(tmp_path)["step"] == 1
+
+
+def test_a_step_left_out_is_left_out_of_the_mean_loss(spoilt, tmp_path):
+    also, _ = spoilt
+    also("loss x NaN", lambda place, i: place == 4)
+    assert trained(tmp_path, "callbacks.finite.policy=skip", "trainer.log_every_n_steps=3") == 0
+    with open(tmp_path / "metrics.csv") as file:
+        losses = [float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "train/loss"]
+    assert len(losses) == 3 and all(map(math.isfinite, losses))
 
 
 def test_what_is_skipped_is_on_the_disk_before_it_goes_back(spoilt, tmp_path, monkeypatch):

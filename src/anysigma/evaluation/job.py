@@ -50,6 +50,7 @@ class Evaluation:
 
         `without_features`: where they cannot be had, say so and go on with what needs none. Raises NoFeatures else.
         """
+        record.hold()
         self.data.setup()
         self.data.hold_to(self.data_hash)
         without_features = without_features or isinstance(study, All)  # which leaves a line where it needs them

@@ -24,7 +24,7 @@ class Record:
         Raises ValueError where another process measures here.
         """
         self.facts |= made_of
-        hold(self.folder, "the same command shows its figures when they are there")
+        self.hold()
         path = self.folder / "results.json"
         if not path.exists():
             return
@@ -37,8 +37,13 @@ class Record:
                 if file.exists() and not file.name.startswith("step-"):
                     file.rename(file.with_name(f"step-{before.get('step', 'unknown')}-{file.name}"))
 
+    def hold(self) -> None:
+        """Raises ValueError where another process measures here."""
+        hold(self.folder, "the same command shows its figures when they are there")
+
     def add(self, result: Result) -> None:
         """Pictures, results.json, a person's lines."""
+        self.hold()
         self._results.append(result)
         paths = save_pictures(result, self.folder)
         save_arrays(result, self.folder)

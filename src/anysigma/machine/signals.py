@@ -39,11 +39,13 @@ class Signals:
 
     def listen(self) -> Mapping[int, Any]:
         """Take the signals over; returns their handlers before. Only a process's main thread can."""
-        self.number, self._process = None, os.getpid()
+        self._process = os.getpid()
         if threading.current_thread() is not threading.main_thread():
             return {}
         before = {number: signal.getsignal(number) for number in ASKING}
         before = {number: handler for number, handler in before.items() if self._is_free(number, handler)}
+        if self._hear not in before.values():
+            self.number = None  # within a command that listens already, what was heard stays heard
         for number in before:
             signal.signal(number, self._hear)
         return before

@@ -86,6 +86,10 @@ def watched(task: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def ending(cfg: Any) -> Any:
         try:
             return task(cfg)
+        except (ValueError, OSError):  # what is wrong is said: those that this one has started have nothing to add
+            for child in children():
+                child.kill()
+            raise
         except RuntimeError as error:
             if not lost(error):
                 raise

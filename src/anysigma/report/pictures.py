@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anysigma.machine.writing import written
+
 # A picture's longer side is brought to about this many pixels, by whole factors, so that 8x8 scans can be seen.
 SIDE = 960
 FRAME, REST = 120, 2000  # milliseconds of an animation's frames, and of its last
@@ -36,8 +38,9 @@ def rgb(images: Tensor) -> Tensor:
 
 def save_png(picture: np.ndarray, path: Path) -> Path:
     """Write and return the path; `[F, H, W, 3]` becomes an animated PNG that rests on its last frame."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     first, *others = map(Image.fromarray, picture[None] if picture.ndim == 3 else picture)
     durations = [FRAME] * len(others) + [REST]
-    first.save(path, **({"save_all": True, "append_images": others, "duration": durations, "loop": 0} if others else {}))
+    more = {"save_all": True, "append_images": others, "duration": durations, "loop": 0} if others else {}
+    with written(path) as aside:
+        first.save(aside, "PNG", **more)
     return path

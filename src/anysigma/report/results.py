@@ -1,7 +1,6 @@
 """What a study found, as objects and as results.json."""
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from anysigma.data.patience import whole
+from anysigma.machine.writing import written
 from anysigma.metrics.anchors import Anchor
 from anysigma.metrics.card import card_id
 from anysigma.report.form import held
@@ -105,9 +105,8 @@ class Result:
 def save_arrays(result: Result, folder: Path) -> None:
     """`folder`/<name>.npz for each, written aside and renamed."""
     for name, arrays in result.arrays.items():
-        aside = folder / f"{name}.part.npz"
-        np.savez_compressed(aside, **arrays)
-        os.replace(aside, folder / f"{name}.npz")
+        with written(folder / f"{name}.npz") as aside, open(aside, "wb") as file:
+            np.savez_compressed(file, **arrays)
 
 
 def save_pictures(result: Result, folder: Path) -> list[Path]:
@@ -124,10 +123,9 @@ def write_results(path: Path, results: Sequence[Result], **facts: Any) -> None:
             card = result.card | row.card
             cards[card_id(card)] = card
             rows.append({"study": result.study, **asdict(row), "card": card_id(card)})
-    aside = path.with_suffix(".part")
     content = {"format": FORMAT, **facts, "cards": cards, "rows": rows, "sections": [section(one) for one in results]}
-    aside.write_text(json.dumps(content, indent=1, default=str))
-    os.replace(aside, path)
+    with written(path) as aside:
+        aside.write_text(json.dumps(content, indent=1, default=str))
 
 
 def section(result: Result) -> dict[str, Any]:

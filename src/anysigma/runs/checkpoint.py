@@ -90,6 +90,8 @@ def mend(folder: Path) -> None:
             rename_copy(last, place / DAMAGED)
         rename_copy(found, last)
         say(f"checkpoint {shown(last)}: {wrong}; the one before it takes its place")
+    elif found.is_file() and seal.broken(found) and (place / PREVIOUS).is_file():
+        say(f"checkpoint {shown(place / PREVIOUS)}: {seal.broken(place / PREVIOUS)}, as {found.name} is")
 
 
 def read(path: Path, *, sealed: bool = True) -> dict[str, Any]:
@@ -99,12 +101,14 @@ def read(path: Path, *, sealed: bool = True) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"checkpoint {path}: there is no such file")
-    if sealed and (wrong := seal.broken(path)):
+    wrong = seal.broken(path) if sealed else None
+    if wrong and wrong != seal.LACKING:
         raise ValueError(f"checkpoint {path}: {wrong}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=plain_zip(path))
     except Exception as error:  # a damaged pickle ends in whatever its reader stumbles over
-        raise ValueError(f"checkpoint {path}: truncated, or no file of ours ({type(error).__name__})") from None
+        said = wrong or f"truncated, or no file of ours ({type(error).__name__})"
+        raise ValueError(f"checkpoint {path}: {said}") from None
     if not isinstance(checkpoint, dict) or any(not isinstance(checkpoint.get(k), kind) for k, kind in HOLDS.items()):
         raise ValueError(f"checkpoint {path}: not written by anysigma (no {', '.join(HOLDS)})")
     if isinstance(checkpoint["step"], bool) or checkpoint["step"] < 0:
@@ -113,6 +117,8 @@ def read(path: Path, *, sealed: bool = True) -> dict[str, Any]:
         raise ValueError(f"checkpoint {path}: its state_dict holds more than tensors")
     if checkpoint["format"] != FORMAT:
         raise ValueError(f"checkpoint {path}: format {checkpoint['format']}, this version reads {FORMAT}")
+    if wrong:  # whole, but nobody can say whether as it was written
+        raise ValueError(f"checkpoint {path}: {wrong}")
     return checkpoint
 
 

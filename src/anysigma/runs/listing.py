@@ -1,14 +1,14 @@
 """Runs as they lie on disk: whose a folder is, how far it came, what was found."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from anysigma.machine.distributed import shown
+from anysigma.machine.writing import written
 from anysigma.report.results import FORMAT, read_results
-from anysigma.runs.checkpoint import newest, read
+from anysigma.runs.checkpoint import LAST, PREVIOUS, newest, read
 from anysigma.runs.identity import first_difference, said
 
 GOES_ON = ("identity", "data_hash", "init_sha256", "optimizer_states", "lr_schedulers", "loops", "callbacks")
@@ -45,9 +45,8 @@ def reached(folder: Path, identity: dict[str, Any]) -> int:
 def point(folder: Path, evaluation: Path, lines: Sequence[str], **facts: Any) -> None:
     """results.json of a run: where its final figures lie, and what a person is told; written aside and renamed."""
     content = {"format": FORMAT, **facts, "evaluation": shown(evaluation), "lines": list(lines)}
-    aside = folder / "results.part"
-    aside.write_text(json.dumps(content, indent=1))
-    os.replace(aside, folder / "results.json")
+    with written(folder / "results.json") as aside:
+        aside.write_text(json.dumps(content, indent=1))
 
 
 def pointed(folder: Path) -> int | None:
@@ -95,8 +94,9 @@ def name(folder: Path) -> str:
 
 def listing(runs: Path = RUNS, *, names: bool = False) -> Iterator[str]:
     """One line a run that has a checkpoint: name, step, result; or the names alone."""
-    for path in sorted(runs.glob("**/checkpoints/last.ckpt")):
-        folder = path.parent.parent
+    for place in sorted({path.parent for name in (LAST, PREVIOUS) for path in runs.glob(f"**/checkpoints/{name}")}):
+        folder, path = place.parent, place / LAST
+        path = path if path.exists() else place / PREVIOUS
         if names:
             yield str(folder.relative_to(runs))
             continue

@@ -1,6 +1,7 @@
 """One process group at a time in a run's folder, and in an evaluation's."""
 
 import atexit
+import errno
 import os
 import socket
 from datetime import datetime
@@ -12,6 +13,7 @@ from anysigma.machine.distributed import is_first, say, shown
 from anysigma.runs.checkpoint import mend
 
 LOCK, HOLDER = ".lock", ".holder"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 HELD: set[Path] = set()  # by this process
 
 
@@ -26,12 +28,14 @@ def hold(folder: Path, otherwise: str = "run=NAME starts another, and the same c
     if not is_first() or folder in HELD:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(folder / LOCK), folder / HOLDER
+    lock, holder = FileLock(folder / LOCK, fallback_to_soft=False), folder / HOLDER
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"{shown(folder)} is held by {named(holder)}; {otherwise}") from None
-    except NotImplementedError:
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
         say(f"{shown(folder)}: this file system knows no locks; one command alone may write there")
     HELD.add(folder)
     atexit.register(release, lock, holder)

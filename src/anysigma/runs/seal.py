@@ -13,6 +13,7 @@ import torch
 
 KIND = b"sha256:"
 TAIL = 2 + len(KIND) + 64  # the comment's length and the comment: what is not sealed, but sealed by
+LACKING = "truncated, or no file of ours (it does not end with a seal)"
 PIECE = 1 << 22  # bytes read at once
 
 
@@ -70,7 +71,7 @@ def _broken(path: Path, *as_it_is: int) -> str | None:
         file.seek(max(0, size - TAIL))
         tail = file.read()
         if not tail.startswith((TAIL - 2).to_bytes(2, "little") + KIND):
-            return "truncated, or no file of ours (it does not end with a seal)"
+            return LACKING
         file.seek(0)
         digest, left = hashlib.sha256(), size - TAIL
         while left and (piece := file.read(min(PIECE, left))):

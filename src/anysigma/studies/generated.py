@@ -1,7 +1,6 @@
 """Generated images: made once, as shards that a cut evaluation and several processes share; unrounded; on their way."""
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from anysigma.diffusion.noise import ImageNoise
 from anysigma.diffusion.samplers.base import Sampler, describe, generate
 from anysigma.machine.distributed import gathered, is_first, my_share, rank_and_world, spread
 from anysigma.machine.progress import progress
+from anysigma.machine.writing import written
 from anysigma.metrics.card import card_id
 from anysigma.metrics.fidelity import Features
 from anysigma.metrics.vectors import vectors
@@ -124,11 +124,8 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 
 
 def _write(path: Path, images: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.part")
-    with open(aside, "wb") as file:
+    with written(path) as aside, open(aside, "wb") as file:
         np.save(file, images.numpy())
-    os.replace(aside, path)
 
 
 def sampled(model: Model, sampler: Sampler, n: int, *, seed: int, block: int) -> Tensor:

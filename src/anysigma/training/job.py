@@ -1,6 +1,7 @@
 """A training run from its objects to its result."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -66,6 +67,8 @@ class TrainingJob:
 
     They wait for what only the run knows: its folder, the one feature network, the hardware as settled.
     """
+
+    left = math.inf  # seconds of trainer.max_time, where an earlier start in this process has used some
 
     def __init__(
         self,
@@ -142,7 +145,7 @@ class TrainingJob:
                 logger.cut_back(resumed)
         if resumed == 0 and trainer.is_global_zero:
             self._show_data(trainer, folder)
-        signal = fit(trainer, self.module, self.data, last(folder) if resumed else None)
+        signal = fit(trainer, self.module, self.data, last(folder) if resumed else None, self.left)
         if signal is not None or trainer.global_step < trainer.max_steps:
             why = "time is up" if signal is None else "stopped"
             step = f"at step {trainer.global_step} and saved"

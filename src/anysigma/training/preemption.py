@@ -1,5 +1,6 @@
 """Training that a signal or a time limit may end: Lightning's own ways with them are off, ours are on."""
 
+import math
 from pathlib import Path
 
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -11,16 +12,21 @@ from anysigma.machine.watch import children
 from anysigma.training.callbacks.last import Last
 
 
-def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, path: Path | None) -> int | None:
-    """Train, from the checkpoint at `path` where there is one; returns the signal that ended it, on all ranks, or None."""
+def fit(
+    trainer: Trainer, module: LightningModule, data: LightningDataModule, path: Path | None, left: float = math.inf
+) -> int | None:
+    """Train, from the checkpoint at `path` where there is one; returns the signal that ended it, on all ranks, or None.
+
+    `left`: seconds of the time limit, where a part of it has gone by.
+    """
     last = next(c for c in trainer.callbacks if isinstance(c, Last))
-    take_over(trainer, last)
+    take_over(trainer, last, left)
     with SIGNALS.held():
         trainer.fit(module, datamodule=data, ckpt_path=path)
     return last.stopped_by or SIGNALS.number  # the latter where it came to this process after the last step
 
 
-def take_over(trainer: Trainer, last: Last) -> None:
+def take_over(trainer: Trainer, last: Last, left: float = math.inf) -> None:
     """Signals, time limits, Slurm's requeue and the choice of the checkpoint are ours.
 
     Lightning speaks to other processes from inside a signal handler, asks all of them in every step whether one was
@@ -36,7 +42,7 @@ def take_over(trainer: Trainer, last: Last) -> None:
     SIGNALS.children = children
     for timer in [c for c in trainer.callbacks if isinstance(c, Timer)]:  # trainer.max_time
         trainer.callbacks.remove(timer)
-        last.seconds = timer.time_remaining()
+        last.seconds = min(left, timer.time_remaining())
 
 
 def nothing() -> None:

@@ -25,15 +25,16 @@ def to_the_end(make: Callable[[], TrainingJob], seed: int, folder: Path, facts: 
     Numbers that are not finite end it with code 3, a device without room for a step with code 4; what is saved stays.
     """
     skipped: list[int] = []
+    left = TrainingJob.left
     while True:
         torch.manual_seed(seed)
         job, told = make(), replace(facts)
-        job.data.skipped = skipped
+        job.data.skipped, job.left = skipped, left
         try:
             return job.run(folder, told, start)
         except GoneBack as why:
             say(str(why))
-            skipped = why.skipped
+            skipped, left = why.skipped, why.left
         except NotFinite as why:
             return ended(str(why), NOT_FINITE, is_first())
         except RuntimeError as error:

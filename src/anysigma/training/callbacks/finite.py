@@ -1,5 +1,6 @@
 """What is done about a gradient, a loss or weights that are NaN or infinite."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from anysigma.machine.distributed import say, shown
 from anysigma.runs.checkpoint import LAST, read, write
 from anysigma.runs.not_finite import NotFinite, not_finite
+from anysigma.training.callbacks.last import Last
 from anysigma.training.first_bad import PATIENCE, FirstBad
 from anysigma.training.offending import Batch
 
@@ -18,11 +20,14 @@ TABLE = "not-finite.csv"
 
 
 class GoneBack(NotFinite):
-    """The run is to be started again from what is saved; `skipped`: batches of the stream that no step takes then."""
+    """The run is to be started again from what is saved, with the time that is `left`.
 
-    def __init__(self, line: str, skipped: list[int]):
+    `skipped`: batches of the stream that no step takes then.
+    """
+
+    def __init__(self, line: str, skipped: list[int], left: float = math.inf):
         super().__init__(line)
-        self.skipped = skipped
+        self.skipped, self.left = skipped, left
 
 
 class Finite(Callback):
@@ -107,7 +112,8 @@ class Finite(Callback):
             write({**read(path), type(data).__qualname__: {"skipped": skipped}}, path)
         trainer.strategy.barrier()
         count = f"{len(skipped)} of at most {self.most}"
-        raise GoneBack(f"{line}; going back, {kept(trainer)}, and on without this batch ({count})", skipped)
+        left = min((c.left for c in trainer.callbacks if isinstance(c, Last)), default=math.inf)
+        raise GoneBack(f"{line}; going back, {kept(trainer)}, and on without this batch ({count})", skipped, left)
 
     def _named(self, trainer: Trainer, batch: Batch) -> str:
         path = Path(trainer.default_root_dir) / TABLE

@@ -91,6 +91,11 @@ class Last(Checkpoint):
             self._stops(self._asking.at_the_end(self._reason))
 
     @property
+    def left(self) -> float:
+        """Seconds until the time is up."""
+        return self._end - time.monotonic()
+
+    @property
     def _reason(self) -> int | None:
         """What this process has for an end."""
         return SIGNALS.number or (TIME_IS_UP if time.monotonic() >= self._end else None)

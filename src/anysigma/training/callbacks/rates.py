@@ -52,6 +52,8 @@ class Rates(Periodic):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *rest: Any) -> None:
         loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning has divided it by them
         self._losses.append(loss)  # read only every `every` steps: no wait for the device
+        if module.left_out and not trainer.fit_loop.epoch_loop._should_accumulate():
+            del self._losses[-trainer.accumulate_grad_batches :]  # no step was taken of them
         super().on_train_batch_end(trainer, module, outputs, *rest)
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
