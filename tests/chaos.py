@@ -147,7 +147,7 @@ def uncut(place: Path, words: Sequence[str]) -> dict[str, list[float]]:
 def drawn(draw: random.Random, lengths: dict[str, list[float]], phases: Sequence[str]) -> Kill:
     """A phase, one of its first occurrences in a process, a moment within it."""
     phase = draw.choice([p for p in phases if p in lengths or p == "going on"])
-    number = draw.randint(1, 1 if phase in ("data", "going on", *FINAL) else min(8, len(lengths[phase])))
+    number = draw.randint(1, 1 if phase in ("data", "going on", *FINAL) else max(1, min(8, len(lengths[phase]) // 5)))
     return Kill(phase, number, draw.random() * np.median(lengths.get(phase, [0.01])).item())
 
 

@@ -121,6 +121,7 @@ def test_the_figures_of_an_older_step_are_put_aside(trained, tmp_path):
     assert (before / "step-20-grid.png").exists() and (before / "step-20-report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_figures_at_the_end_of_training_are_made_in_its_precision(tmp_path):
     words = ("debug=true", "logger=csv")
     run(tmp_path, ROOT / "train.py", *words, *LIGHT, "run=small", "hardware.precision=bf16-mixed")

@@ -140,13 +140,13 @@ def strange_evaluation(place, data):
     held("evaluate", data.draw(words("evaluate")), place)
 
 
-@settings(max_examples=45, **PLAIN)
+@settings(max_examples=20, **PLAIN)
 @given(data=st.data())
 def test_words_for_train(place, data):
     strange_training(place, data)
 
 
-@settings(max_examples=25, **PLAIN)
+@settings(max_examples=10, **PLAIN)
 @given(data=st.data())
 def test_words_for_evaluate(place, data):
     strange_evaluation(place, data)

@@ -165,7 +165,7 @@ def strange_values(place, data):
     held(dumped(data.draw(VALUES)), place)
 
 
-@settings(max_examples=80, **PLAIN)
+@settings(max_examples=120, **PLAIN)
 @given(data=st.data())
 def test_an_evaluation_with_strange_parts(place, data):
     strange_parts(place, data)

@@ -201,7 +201,9 @@ def run(tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize("rank, words", [(0, ()), (1, TWO)], ids=["alone", "rank 1 of two"])
+@pytest.mark.parametrize(
+    "rank, words", [(0, ()), pytest.param(1, TWO, marks=pytest.mark.slow)], ids=["alone", "rank 1 of two"]
+)
 def test_evaluate_goes_on_in_halves_and_the_card_says_so(rank, words, run, tmp_path):
     """Whichever process had no room: rank 0 says it once, and the figures stand."""
     shutil.copytree(run / "logs/train/small", tmp_path / "logs/train/small")

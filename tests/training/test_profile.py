@@ -82,6 +82,7 @@ def test_a_run_is_looked_at_after_its_warm_up_for_as_many_steps_and_no_longer(tm
     assert (tmp_path / "profile.txt").read_text() in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_leaves_no_trace_in_the_weights(tmp_path):
     words = ["features=none", "trainer.max_steps=9", "callbacks.profile.after=1"]
     looked = train_here(tmp_path / "looked", "profile=true", "callbacks.profile.steps=3", *words)

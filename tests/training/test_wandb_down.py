@@ -75,6 +75,7 @@ def refused():
     return url
 
 
+@pytest.mark.slow
 def test_with_a_server_that_works_nothing_is_said_and_it_has_every_row(tmp_path):
     with serving() as server:
         assert run(tmp_path / "a", server.url, patience=60) == []
@@ -87,7 +88,7 @@ NOWHERE = {"blackhole": "http://10.255.255.1:8080", "nameless": "http://wandb.in
 SELDOM = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("broken", *NOWHERE)]
 
 
-@pytest.mark.parametrize("mode", ["refused", "silent", *SELDOM])
+@pytest.mark.parametrize("mode", ["refused", pytest.param("silent", marks=pytest.mark.slow), *SELDOM])
 def test_a_server_that_is_down_at_the_start_costs_one_line_and_the_run_is_kept_offline(tmp_path, mode, refused):
     with serving(mode) as server:
         (line,) = run(tmp_path / "a", {**NOWHERE, "refused": refused}.get(mode, server.url))
@@ -97,7 +98,7 @@ def test_a_server_that_is_down_at_the_start_costs_one_line_and_the_run_is_kept_o
     assert all(row["samples/grid.count"] == 1 for row in rows_of(offline))
 
 
-@pytest.mark.parametrize("mode", ["silent", "broken"])
+@pytest.mark.parametrize("mode", ["silent", pytest.param("broken", marks=pytest.mark.slow)])
 def test_a_server_that_goes_down_in_the_middle_costs_one_line_and_its_files_hold_the_rest(tmp_path, mode):
     with serving() as server:
         (line,) = run(tmp_path / "a", server.url, "sys.stdin.readline()", lambda: setattr(server, "mode", mode))
@@ -106,7 +107,7 @@ def test_a_server_that_goes_down_in_the_middle_costs_one_line_and_its_files_hold
     assert [row["_step"] for row in rows_of(own)] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("number", ["KILL", "STOP"])
+@pytest.mark.parametrize("number", ["KILL", pytest.param("STOP", marks=pytest.mark.slow)])
 def test_a_service_process_that_dies_or_hangs_in_the_middle_costs_one_line(tmp_path, number):
     with serving() as server:
         (line,) = run(tmp_path / "a", server.url, f"service(signal.SIG{number})")

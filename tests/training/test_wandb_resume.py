@@ -168,6 +168,7 @@ def test_a_run_that_begins_with_anothers_weights_draws_its_own(tmp_path, monkeyp
     assert a[0] != b[0] and a[2] == {a[0]} and b[2] == {b[0]} == {b[1]}
 
 
+@pytest.mark.slow
 def test_a_training_that_is_killed_and_goes_on_has_each_step_once(tmp_path):
     words = ["debug=true", "run=cut", "features=none", "trainer.log_every_n_steps=1", "callbacks.last.every=5", *LIGHT]
     environment = {**os.environ, **AT_ONCE, "WANDB_MODE": "offline"}
