@@ -37,6 +37,7 @@ SRUN = """#!/bin/sh
 echo "srun $*" >> {folder}/calls
 
 export SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_STEP_ID=0
+while [ "${{1#--}}" != "$1" ]; do shift; done
 exec "$@"
 """
 SACCT = """#!/bin/sh
