@@ -200,6 +200,7 @@ entry(train.main, {str(ROOT / "conf/train")!r})
 """
 
 
+@pytest.mark.slow
 def test_jobs_beside_each_other_compute_as_one_trial_before_them_found(tmp_path, monkeypatch):
     monkeypatch.delenv(SAID)
     (tmp_path / "trying.py").write_text(TRYING)

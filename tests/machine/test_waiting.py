@@ -103,6 +103,7 @@ def test_one_that_is_stopped_is_not_waited_for(tmp_path):
     assert members(stops_at_the_second, 3, tmp_path) == [0, None, 0]
 
 
+@pytest.mark.slow
 def test_nor_one_that_keeps_what_they_look_in(tmp_path):
     port(tmp_path)
     assert members(stops_with_the_store, 2, tmp_path) == [None, 0]
