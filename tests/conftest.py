@@ -1,9 +1,11 @@
 """What the tests share: denoisers whose optimal eps is known in closed form, and small networks that are not zero."""
 
+import multiprocessing
 import os
+import pickle
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
@@ -60,6 +62,18 @@ def sealed(path: Path) -> None:
         sealing = Sealing(file)
         sealing.write(body + b"\0\0")
         sealing.end()
+
+
+def forked(target: Callable, world: int, place: Path) -> list:
+    """What `target(rank, world, place)` left as `place`/<rank>.pkl in each of so many processes, forked from this one."""
+    fork = multiprocessing.get_context("fork").Process
+    members = [fork(target=target, args=(rank, world, place)) for rank in range(world)]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(100)
+    assert [member.exitcode for member in members] == [0] * world
+    return [pickle.loads((place / f"{rank}.pkl").read_bytes()) for rank in range(world)]
 
 
 class CountingNoise:

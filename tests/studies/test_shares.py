@@ -1,6 +1,5 @@
 """Several processes measure what one measures: each its share of images, features and draws, and no image travels."""
 
-import multiprocessing
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import mixture
+from conftest import forked, mixture
 
 from anysigma.data.digits import Digits
 from anysigma.data.images import from_uint8
@@ -87,14 +86,7 @@ def counted(patched):
 
 def together(world, place):
     """What every rank found and did."""
-    fork = multiprocessing.get_context("fork").Process
-    members = [fork(target=measure, args=(rank, world, place)) for rank in range(world)]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join(100)
-    assert [member.exitcode for member in members] == [0] * world
-    return [pickle.loads((place / f"{rank}.pkl").read_bytes()) for rank in range(world)]
+    return forked(measure, world, place)
 
 
 @pytest.fixture(scope="module")

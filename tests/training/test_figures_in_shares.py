@@ -1,13 +1,12 @@
 """Figures at a training step, by several processes: those of one, each rank its share."""
 
-import multiprocessing
 import pickle
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import randomized
+from conftest import forked, randomized
 from hydra import compose, initialize_config_dir
 from test_training import LIGHT, ROOT
 
@@ -70,14 +69,7 @@ def counted(module, did):
 
 
 def together(world, place):
-    fork = multiprocessing.get_context("fork").Process
-    members = [fork(target=figures, args=(rank, world, place)) for rank in range(world)]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join(100)
-    assert [member.exitcode for member in members] == [0] * world
-    return [pickle.loads((place / f"{rank}.pkl").read_bytes()) for rank in range(world)]
+    return forked(figures, world, place)
 
 
 @pytest.mark.parametrize("world", [2, 3])

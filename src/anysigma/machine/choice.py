@@ -20,6 +20,7 @@ from anysigma.machine.distributed import is_first, say
 from anysigma.machine.hardware import OF_SAMPLING, Hardware
 from anysigma.machine.threads import FIRST, Load
 from anysigma.machine.trial import fastest, forward, plan
+from anysigma.machine.writing import written
 
 SAID = "ANYSIGMA_HARDWARE"  # the choice as JSON: of a parent process for those it starts, of a person who wants none tried
 TRIAL = "ANYSIGMA_TRIAL"  # "only": of a sweep to a process that is to settle the hardware and end
@@ -124,9 +125,8 @@ def whole(one: Any) -> bool:
 
 def write(kept: Path, choices: dict[str, Choice]) -> None:
     """Aside, then renamed."""
-    aside = kept.with_suffix(f".{os.getpid()}.part")
-    aside.write_text(json.dumps(choices, indent=1))
-    os.replace(aside, kept)
+    with written(kept) as aside:
+        aside.write_text(json.dumps(choices, indent=1))
 
 
 def share(choice: Choice) -> None:

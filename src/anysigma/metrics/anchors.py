@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from anysigma.diffusion.noise import stream
 from anysigma.machine.distributed import firsts, is_first
 from anysigma.machine.progress import dealt
+from anysigma.machine.writing import written
 from anysigma.metrics.fidelity import Features, Measure, at_most, frechet, measures, own, the_distance
 from anysigma.metrics.frechet import WIDE, Moments, intercept
 from anysigma.metrics.statistics import mean_and_error
@@ -178,8 +178,6 @@ def read(path: Path, facts: dict[str, str]) -> Anchors | None:
 
 def write(path: Path, facts: dict[str, str], found: Anchors) -> None:
     """Aside, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.part")
     plain = {metric: {kind: asdict(one) for kind, one in some.items()} for metric, some in found.items()}
-    aside.write_text(json.dumps({"facts": facts, "anchors": plain}, indent=1))
-    os.replace(aside, path)
+    with written(path) as aside:
+        aside.write_text(json.dumps({"facts": facts, "anchors": plain}, indent=1))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from anysigma.data.images import image_hash
 from anysigma.machine.distributed import everyones, gathered, rank_and_world
 from anysigma.machine.progress import progress
+from anysigma.machine.writing import written
 
 BATCH = 512
 
@@ -61,10 +62,8 @@ def cached_vectors(images: Tensor, features: nn.Module, cache: Path | None) -> T
     found = shared(images, features)
     if there or os.environ.get("LOCAL_RANK", "0") not in ("", "0"):
         return found
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.part")
-    save_file({"vectors": found}, aside, metadata=facts)
-    os.replace(aside, path)
+    with written(path) as aside:
+        save_file({"vectors": found}, aside, metadata=facts)
     return found
 
 

@@ -1,7 +1,6 @@
 """Evaluations as one page that opens without a network: summary, figures, pictures, cards, how it was made."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -9,6 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from anysigma.machine.writing import written
 from anysigma.report import html
 from anysigma.report.figures import Collected, collect, figures, flat, phrase, run_of, said, titled, varying
 from anysigma.report.side_by_side import comparison, key_figures
@@ -26,9 +26,8 @@ def write_report(folder: Path, collected: Collected | None = None) -> Path:
     """`folder`/report.html over the evaluations, by default the one in the folder; written aside and renamed."""
     path = Path(folder) / "report.html"
     text = page(collected if collected is not None else collect(str(Path(folder) / "results.json")))
-    aside = path.with_suffix(".part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    with written(path) as aside:
+        aside.write_text(text, encoding="utf-8")
     return path
 
 

@@ -1,10 +1,10 @@
 """A file of the first process on machines that share no disk with it."""
 
 import hashlib
-import os
 from pathlib import Path
 
 from anysigma.machine.distributed import everyones, firsts, is_first
+from anysigma.machine.writing import written
 
 
 def delivered(path: Path) -> Path:
@@ -13,10 +13,8 @@ def delivered(path: Path) -> Path:
     if any(one != found[0] for one in found):
         content = firsts(path.read_bytes() if is_first() else None)
         if digest(path) != found[0]:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(f".{os.getpid()}.part")
-            aside.write_bytes(content)
-            os.replace(aside, path)
+            with written(path) as aside:
+                aside.write_bytes(content)
     return path
 
 

@@ -1,6 +1,5 @@
 """A denoiser that computes a batch in halves of its rows where a device has no room for the whole."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +11,7 @@ from torch import Tensor
 from anysigma.diffusion.denoiser import Denoiser
 from anysigma.machine.distributed import rank_and_world, say
 from anysigma.machine.memory import give_back, out_of_memory
+from anysigma.machine.writing import written
 from anysigma.report.results import Result
 
 EQUAL = "equal to 1e-4"  # of images: a row's convolutions are summed in another order beside fewer neighbours
@@ -42,9 +42,8 @@ class Rows:
         with suppress(OSError, ValueError):
             self.most = max(self.most, int(path.read_text()))
         if self.most > 1:
-            aside = path.with_suffix(f".{os.getpid()}.part")
-            aside.write_text(str(self.most))
-            os.replace(aside, path)
+            with written(path) as aside:
+                aside.write_text(str(self.most))
 
     def mark(self, result: Result, device: torch.device) -> Result:
         """The result, with a line on its card where any process had to halve; every process calls it."""

@@ -1,7 +1,6 @@
 """Where numbers go while a run goes on: metrics.csv always; beside it W&B (loggers_wandb), TensorBoard."""
 
 import csv
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from anysigma.machine.distributed import shown
+from anysigma.machine.writing import written
 
 COLUMNS = ("step", "time", "metric", "value")
 
@@ -43,12 +43,10 @@ class MetricsCSV(Logger):
         if self.path.exists():
             kept = [row for row in whole(self.path) if int(row["step"]) <= step]
             kept = [row for row in kept if final or not row["metric"].startswith("final/")]
-            aside = self.path.with_suffix(".part")
-            with open(aside, "w", newline="") as file:
+            with written(self.path) as aside, open(aside, "w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
                 writer.writeheader()
                 writer.writerows(kept)
-            os.replace(aside, self.path)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

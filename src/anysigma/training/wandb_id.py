@@ -1,13 +1,13 @@
 """Which W&B run a folder writes to: an id that is drawn once, kept in the folder and in its checkpoints."""
 
 import json
-import os
 import re
 import secrets
 import socket
 from pathlib import Path
 from typing import Any
 
+from anysigma.machine.writing import written
 from anysigma.runs.checkpoint import read
 from anysigma.runs.listing import last
 
@@ -27,10 +27,8 @@ def tracked(folder: Path) -> dict[str, str]:
     own = found["id"] if found is not None and not copied(found, here) else secrets.token_hex(8)
     record = {"id": own, **here}
     if found != record or not (folder / FILE).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f"{FILE}.{os.getpid()}.part"
-        aside.write_text(json.dumps(record))
-        os.replace(aside, folder / FILE)
+        with written(folder / FILE) as aside:
+            aside.write_text(json.dumps(record))
     return record
 
 

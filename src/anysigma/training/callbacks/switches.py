@@ -1,7 +1,6 @@
 """Threads that follow the free cores, and a record of it, so that a cut run goes on as the uncut one went."""
 
 import csv
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from anysigma.machine.distributed import is_first
 from anysigma.machine.hardware import MOST_THREADS
 from anysigma.machine.threads import Following, Load
+from anysigma.machine.writing import written
 
 COLUMNS = ("step", "threads")
 
@@ -76,10 +76,8 @@ class Switches(Callback):
 
     def _write_anew(self) -> None:
         """What counts of it, so that nothing is glued to a line that was cut off."""
-        aside = self.path.with_suffix(".part")
-        with open(aside, "w", newline="") as file:
+        with written(self.path) as aside, open(aside, "w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *self._written])
-        os.replace(aside, self.path)
 
 
 def read(path: Path) -> list[tuple[int, int]]:
