@@ -40,6 +40,7 @@ def test_a_pipe_among_the_images_is_one_line_and_no_run(place):
     assert not (place / "logs/train/small/checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_held_to_its_images_on_resume_and_at_evaluation(place):
     code, out, said = ran("train.py", place, *WORDS, "data.root=images", "data.source.on_error=skip")
     assert code == 0, out + said
